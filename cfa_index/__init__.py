@@ -1,0 +1,1 @@
+"""Find defects in industrial images by retrieval."""
