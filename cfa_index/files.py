@@ -91,3 +91,15 @@ def sha256_of_json(document: Any) -> str:
     """SHA-256 of a document's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its own checksum under `sha256`, so that a changed byte is noticed."""
+    return {**document, "sha256": sha256_of_json(document)}
+
+
+def is_sealed(document: Any) -> bool:
+    """Whether a document still matches the checksum that `seal` gave it."""
+    if not isinstance(document, dict) or "sha256" not in document:
+        return False
+    return bool(document["sha256"] == sha256_of_json({k: v for k, v in document.items() if k != "sha256"}))

@@ -1,0 +1,203 @@
+"""Where the time goes: each stage of inference and of a training step as a ratio to the backbone.
+
+    python -m benchmarks.stages [--gamma 1/4 --gamma 1] [--batch 4] [--rounds 7]
+
+The backbone has random weights (speed does not depend on them), the features are those of made-up
+images with large and small structure. `backbone` is its forward pass alone, without the pooling.
+Everything is timed in turn in one process; a ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.machine import describe, median_ratio, time_in_turn
+from cfa_index import (
+    BankSpec,
+    DescriptorSpec,
+    FeatureSpec,
+    Frame,
+    IndexSpec,
+    MapMaker,
+    MemoryBank,
+    PatchStore,
+    Scorer,
+    ScoreSpec,
+    Trainer,
+    TrainSpec,
+    certainty_scores,
+    compress_store,
+    decode,
+    extract,
+    image_scores,
+    initial_descriptor,
+    load_backbone,
+    network_pixels,
+    set_threads,
+    write_bytes,
+)
+
+TARGETS = {"1/4": (0.5, 1.4), "1": (3.7, 3.4)}
+"""By gamma: at most this many times the backbone for a training step, and for whole inference."""
+
+
+def made_up_image(number: int, side: int = 300) -> Image.Image:
+    """A grey image with structure at several scales, different for every number."""
+    rng = np.random.default_rng(number)
+    total = np.zeros((side, side))
+    for cells in (4, 16, 64):
+        noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+        total += np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC)) / cells**0.5
+    scaled = 255 * (total - total.min()) / np.ptp(total)
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def make_store(
+    folder: Path, backbone: Any, features: FeatureSpec, images: int
+) -> tuple[PatchStore, list[Path]]:
+    """A store of made-up images, and their files."""
+    files = []
+    for number in range(images):
+        file = folder / "images" / f"{number:03d}.png"
+        file.parent.mkdir(exist_ok=True)
+        made_up_image(number).save(file)
+        files.append(file)
+    store = extract(
+        files,
+        source=folder / "images",
+        backbone=backbone,
+        features=features,
+        path=folder / "store.zarr",
+        device=torch.device("cpu"),
+    )
+    return store, files
+
+
+def measure(
+    gamma: str, *, backbone_name: str, batch: int, rounds: int, images: int, seed: int
+) -> dict[str, Any]:
+    """Ratios to the backbone at one gamma = gamma_c = gamma_d."""
+    ratio = float(Fraction(gamma))
+    cpu = torch.device("cpu")
+    features = FeatureSpec(backbone=backbone_name, strides=(4, 8, 16))
+    backbone = load_backbone(backbone_name, features.strides, weights="random", seed=seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store, files = make_store(folder, backbone, features, images)
+        phi = initial_descriptor(
+            DescriptorSpec(init="he", gamma_d=ratio, standardise=False),
+            store.header.channels,
+            None,
+            seed=seed,
+        )
+        vectors, _ = compress_store(
+            store,
+            range(images),
+            phi,
+            BankSpec(method="mean", size=None, gamma_c=ratio, iterations=2),
+            seed=seed,
+        )
+        bank = MemoryBank(vectors, IndexSpec(), cpu)
+        score = ScoreSpec()
+        scorer = Scorer(backbone, phi, bank, features=features, score=score)
+        folded = phi.folded()
+        maker = MapMaker(features.grid, features.size_px, score.sigma_px, cpu)
+        trainer = Trainer(phi, bank, TrainSpec(batch_size=batch, radius=1e-5), radius=1e-5)
+        rows = list(range(batch))
+        pixels, frames = _pixels(files[:batch], features)
+        with torch.inference_mode():
+            levels = backbone.pyramid(pixels)
+            patches = folded(levels)
+            found = bank.search(patches.flatten(0, 1), score.neighbors, exact=True)
+        row_bytes = json.dumps({"uri": "image.png", "score": 1.0}).encode() * batch
+
+        def maps() -> object:
+            scores = certainty_scores(found.sq_distances).view(batch, *features.grid)
+            return image_scores(maker(scores, None))
+
+        jobs: dict[str, Callable[[], object]] = {
+            "backbone": _inference(lambda: backbone.levels(pixels)),
+            "decode": lambda: _pixels(files[:batch], features),
+            "backbone + pooling": _inference(lambda: backbone.pyramid(pixels)),
+            "descriptor": _inference(lambda: folded(levels)),
+            "search": _inference(lambda: bank.search(patches.flatten(0, 1), score.neighbors, exact=True)),
+            "maps": _inference(maps),
+            "write": lambda: write_bytes(folder / "rows.json", row_bytes),
+            "whole inference": _inference(lambda: scorer.score_pixels(pixels, frames)),
+            "store read": lambda: store.read(rows),
+            "training step": lambda: trainer.step(store.read(rows)),
+        }
+        seconds = time_in_turn(jobs, rounds)
+    base = seconds["backbone"]
+    return {
+        "gamma": gamma,
+        "bank": list(vectors.shape),
+        "ms_per_image": {job: 1000 * statistics.median(values) / batch for job, values in seconds.items()},
+        "ratio_to_backbone": {job: median_ratio(values, base) for job, values in seconds.items()},
+    }
+
+
+def _pixels(files: list[Path], features: FeatureSpec) -> tuple[torch.Tensor, list[Frame]]:
+    decoded = [network_pixels(decode(file), features) for file in files]
+    return torch.stack([pixels for pixels, _ in decoded]), [frame for _, frame in decoded]
+
+
+def _inference(job: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with torch.inference_mode():
+            return job()
+
+    return run
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gamma", action="append", help="such as 1/4; may be repeated")
+    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    set_threads(given.threads)
+    print(describe(given.seed, backbone=given.backbone, batch=given.batch, rounds=given.rounds, size="224"))
+    results = []
+    for gamma in given.gamma or ["1/4", "1"]:
+        result = measure(
+            gamma,
+            backbone_name=given.backbone,
+            batch=given.batch,
+            rounds=given.rounds,
+            images=max(given.images, given.batch),
+            seed=given.seed,
+        )
+        results.append(result)
+        print(f"\ngamma {gamma}, bank {result['bank'][0]} x {result['bank'][1]}")
+        print(f"{'stage':>20} {'ms/image':>9} {'x backbone':>11}")
+        for job, ms in result["ms_per_image"].items():
+            print(f"{job:>20} {ms:9.1f} {result['ratio_to_backbone'][job]:11.2f}")
+        if gamma in TARGETS:
+            step, whole = TARGETS[gamma]
+            print(f"{'targets':>20}           training step {step}, whole inference {whole}")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The model directory: generations, their manifests, and the loaded model."""
+
+from cfa_index.bundle.generations import (
+    Content,
+    current_generation,
+    list_models,
+    set_current,
+    write_generation,
+)
+from cfa_index.bundle.manifest import HeldOut, Manifest, read_manifest
+from cfa_index.bundle.model import (
+    BACKBONE_FILE,
+    DESCRIPTOR_FILE,
+    VECTORS_FILE,
+    ImageScore,
+    ModelBundle,
+    descriptor_tensors,
+)
+from cfa_index.bundle.sources import (
+    EXEMPLARS_FILE,
+    SOURCES_FILE,
+    MemorySource,
+    exemplars_table,
+    sources_table,
+)
+
+TRAIN_LOG_FILE = "train_log.csv"
+
+__all__ = [
+    "BACKBONE_FILE",
+    "DESCRIPTOR_FILE",
+    "EXEMPLARS_FILE",
+    "SOURCES_FILE",
+    "TRAIN_LOG_FILE",
+    "VECTORS_FILE",
+    "Content",
+    "HeldOut",
+    "ImageScore",
+    "Manifest",
+    "MemorySource",
+    "ModelBundle",
+    "current_generation",
+    "descriptor_tensors",
+    "exemplars_table",
+    "list_models",
+    "read_manifest",
+    "set_current",
+    "sources_table",
+    "write_generation",
+]

@@ -1,0 +1,136 @@
+"""Generations on disk: written whole, never changed afterwards, and a pointer to the one in use.
+
+<models>/<category>/current                  the generation in use and its manifest's checksum
+<models>/<category>/generations/0001/        manifest.json and the files that it names
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cfa_index.bundle.manifest import Manifest, damaged
+from cfa_index.errors import BundleError
+from cfa_index.files import sha256_of_file, sync_folder, write_bytes, write_json, writing
+
+Content = bytes | Path | Mapping[str, Tensor] | NDArray[Any]
+"""Of a file: bytes, a file to copy, tensors for safetensors, or an array for .npy."""
+
+
+def write_generation(
+    folder: Path,
+    manifest: Manifest,
+    contents: Mapping[str, Content],
+) -> tuple[Path, Manifest]:
+    """Write a generation beside the others and make it the current one.
+
+    Args:
+        folder: <models>/<category>.
+        manifest: its generation, created, versions and files are filled in here.
+        contents: by file name; bytes, tensors for safetensors, an array for .npy, or a file to copy.
+
+    Returns:
+        The generation's folder and its completed manifest.
+
+    Raises:
+        OutputError: the disk is full or read-only; what was there before stays as it was.
+    """
+    generations = folder / "generations"
+    taken = [int(path.name) for path in generations.glob("[0-9]*") if path.name.isdigit()]
+    name = f"{max(taken, default=0) + 1:04d}"
+    temporary = generations / f".{name}.{os.getpid()}.tmp"
+    with writing(generations / name):
+        try:
+            temporary.mkdir(parents=True)
+            checksums = {}
+            for file, content in contents.items():
+                _write_content(temporary / file, content)
+                checksums[file] = sha256_of_file(temporary / file)
+            complete = replace(manifest, generation=name, files=checksums)
+            write_json(temporary / "manifest.json", complete.to_dict())
+            temporary.rename(generations / name)
+            sync_folder(generations)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    set_current(folder, name)
+    return generations / name, complete
+
+
+def set_current(folder: Path, generation: str) -> None:
+    """Point <models>/<category> at one of its generations, atomically."""
+    checksum = sha256_of_file(folder / "generations" / generation / "manifest.json")
+    write_bytes(folder / "current", f"{generation} {checksum}\n".encode())
+
+
+def current_generation(folder: Path) -> Path:
+    """The folder of the generation in use.
+
+    Raises:
+        BundleError: there is no model, or the pointer is damaged.
+    """
+    pointer = folder / "current"
+    if not pointer.exists():
+        raise BundleError(
+            expected=f"a model at {folder}",
+            got="no file named current there",
+            remedy="run cfa-index build first, or check --models-dir and --category",
+        )
+    try:
+        name, checksum = pointer.read_text().split()
+    except ValueError as error:
+        raise damaged(pointer, "something else than a generation and its checksum") from error
+    manifest = folder / "generations" / name / "manifest.json"
+    if not name.isdigit() or not manifest.exists() or sha256_of_file(manifest) != checksum:
+        raise damaged(pointer, f"generation {name!r}, whose manifest is missing or was changed")
+    return manifest.parent
+
+
+def list_models(models_dir: Path) -> list[str]:
+    """Names of the categories that have a model, sorted.
+
+    Raises:
+        BundleError: there is none.
+    """
+    found = sorted(path.parent.name for path in models_dir.glob("*/current"))
+    if not found:
+        raise BundleError(
+            expected=f"models in {models_dir}",
+            got="none",
+            remedy="run cfa-index build first, or check --models-dir",
+        )
+    return found
+
+
+def _write_content(path: Path, content: Content) -> None:
+    with writing(path):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, Path):
+            shutil.copyfile(content, path)
+        elif isinstance(content, np.ndarray):
+            np.save(path, content, allow_pickle=False)
+        else:
+            with _safetensors_errors():
+                save_file(dict(content), path)
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+@contextmanager
+def _safetensors_errors() -> Iterator[None]:
+    """safetensors wraps an I/O error in its own type; a full disk must read as one."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error

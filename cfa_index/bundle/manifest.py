@@ -1,0 +1,120 @@
+"""What a generation says of itself: settings, lineage, threshold, and a checksum of every file beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cfa_index.backbones import WeightsOrigin
+from cfa_index.errors import BundleError, SpecError
+from cfa_index.files import is_sealed, seal
+from cfa_index.metrics import Threshold
+from cfa_index.specs import ModelSpec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Good images that neither bank nor training saw: their uris and raw scores, in step."""
+
+    uris: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a generation is: enough to load it, to repeat it, and to see where it came from.
+
+    Attributes:
+        generation, parent: names such as "0002"; parent is "" for a first build.
+        action: what made it, `build` or `train`.
+        source: the folder of good images that the uris are relative to.
+        images_sha256: of the store's image table, to notice that the images have changed since.
+        weights: where the backbone's weights came from.
+        channels: C_l of each level.
+        radius: r after training, or 0 before.
+        threshold: of the scores; None without held-out images.
+        versions: of the libraries that wrote it.
+    """
+
+    category: str
+    generation: str
+    parent: str
+    action: str
+    created: str
+    source: str
+    images: int
+    images_sha256: str
+    spec: ModelSpec
+    weights: WeightsOrigin
+    channels: tuple[int, ...]
+    radius: float
+    held_out: HeldOut
+    threshold: Threshold | None
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the schema version and the document's own checksum."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["spec"] = self.spec.to_dict()
+        values["weights"] = asdict(self.weights)
+        values["channels"] = list(self.channels)
+        values["held_out"] = {"uris": list(self.held_out.uris), "scores": list(self.held_out.scores)}
+        values["threshold"] = asdict(self.threshold) if self.threshold else None
+        values["versions"], values["files"] = dict(self.versions), dict(self.files)
+        return seal({"schema_version": SCHEMA_VERSION, **values})
+
+    @classmethod
+    def from_dict(cls, document: Any, where: Path) -> Self:
+        """Check and read a manifest.
+
+        Raises:
+            BundleError: it is of a newer version, or not as it was written.
+        """
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                expected=f"a manifest of schema version {SCHEMA_VERSION} or older at {where}",
+                got=f"version {version}",
+                remedy="upgrade cfa-index, or build the model again with this version",
+            )
+        if version != SCHEMA_VERSION or not is_sealed(document):
+            raise damaged(where, "a document that does not match its own checksum")
+        values = {k: v for k, v in document.items() if k not in ("schema_version", "sha256")}
+        values["spec"] = ModelSpec.from_dict(values["spec"])
+        values["weights"] = WeightsOrigin(**values["weights"])
+        values["channels"] = tuple(values["channels"])
+        values["held_out"] = HeldOut(
+            uris=tuple(values["held_out"]["uris"]), scores=tuple(values["held_out"]["scores"])
+        )
+        values["threshold"] = Threshold(**values["threshold"]) if values["threshold"] else None
+        return cls(**values)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a generation. Raises BundleError when it is missing, newer or damaged."""
+    file = folder / "manifest.json"
+    try:
+        document = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise damaged(file, "no file") from error
+    except ValueError as error:
+        raise damaged(file, "text that is not JSON") from error
+    try:
+        return Manifest.from_dict(document, file)
+    except SpecError as error:
+        raise BundleError(expected=error.expected, got=error.got, remedy=error.remedy) from error
+
+
+def damaged(file: Path, got: str) -> BundleError:
+    """The error for a file that is missing or not as it was written."""
+    return BundleError(
+        expected=f"{file} as it was written",
+        got=got,
+        remedy="restore it from a copy, or build the model again",
+    )

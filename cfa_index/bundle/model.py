@@ -1,0 +1,210 @@
+"""A loaded model: `ModelBundle.load(path).score(images)`.
+
+Nothing is ever unpickled, and every file is compared with its checksum before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
+from cfa_index.bank import MemoryBank
+from cfa_index.bundle.generations import current_generation
+from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
+from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
+from cfa_index.descriptor import PatchDescriptor
+from cfa_index.devices import resolve_device
+from cfa_index.errors import BundleError
+from cfa_index.files import sha256_of_file
+from cfa_index.images import Frame, load_batches
+from cfa_index.scorer import Scorer
+
+BACKBONE_FILE = "backbone.safetensors"
+DESCRIPTOR_FILE = "descriptor.safetensors"
+VECTORS_FILE = "vectors.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """The verdict on one image.
+
+    Attributes:
+        score: raw, larger is more anomalous.
+        is_anomalous: score above the threshold; None when the model has none.
+        anomaly_map: (S, S) float32 in network pixels.
+        patch_scores: (h, w) float32.
+        neighbor_ids: (h, w, K) int64 rows of the bank, nearest first.
+        neighbor_distances: (h, w, K) float32, rooted.
+        frame: how network pixels lie in the source image.
+    """
+
+    score: float
+    is_anomalous: bool | None
+    anomaly_map: NDArray[np.float32]
+    patch_scores: NDArray[np.float32]
+    neighbor_ids: NDArray[np.int64]
+    neighbor_distances: NDArray[np.float32]
+    frame: Frame
+
+
+class ModelBundle:
+    """A loaded generation, ready to score. Make one with `load`.
+
+    Attributes:
+        path: the generation's folder.
+        manifest: what it is.
+        backbone, descriptor, initial_descriptor, bank, scorer: its parts, on one device;
+            `initial_descriptor` is phi_0.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, backbone: Backbone, device: torch.device) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.backbone = backbone.to(device)
+        tensors = _load_tensors(path / DESCRIPTOR_FILE)
+        self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
+        self.initial_descriptor = _descriptor(manifest.channels, tensors, "phi_0").to(device)
+        vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        self.bank = MemoryBank(vectors, manifest.spec.index, device)
+        self.scorer = Scorer(
+            self.backbone,
+            self.descriptor,
+            self.bank,
+            features=manifest.spec.features,
+            score=manifest.spec.score,
+        )
+
+    @classmethod
+    def load(cls, path: Path | str, *, device: str = "cpu", weights: Path | None = None) -> ModelBundle:
+        """Load a model.
+
+        Args:
+            path: <models>/<category>, or the folder of one generation.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            weights: of the backbone, for a model that was written without them.
+
+        Raises:
+            BundleError: missing, damaged, unfinished, or of a newer version.
+            WeightsError: the weights are not in the bundle and not those that it was made with.
+            DeviceError: the device is not there.
+        """
+        target = resolve_device(device)
+        folder = Path(path)
+        if not (folder / "manifest.json").exists():
+            folder = current_generation(folder)
+        manifest = read_manifest(folder)
+        for name, checksum in manifest.files.items():
+            file = folder / name
+            if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
+                raise damaged(file, "a file that is missing or was changed")
+        features = manifest.spec.features
+        if BACKBONE_FILE in manifest.files:
+            backbone = backbone_from_state(
+                features.backbone,
+                features.strides,
+                size_px=features.size_px,
+                state=_load_tensors(folder / BACKBONE_FILE),
+                origin=manifest.weights,
+            )
+        else:
+            backbone = load_backbone(
+                features.backbone, features.strides, size_px=features.size_px, weights=weights
+            )
+            if backbone.origin.sha256 != manifest.weights.sha256:
+                raise BundleError(
+                    expected=f"the weights {manifest.weights.sha256[:12]} that the model was built with",
+                    got=f"{backbone.origin.sha256[:12]} ({backbone.origin.source})",
+                    remedy="hand over the same file with --weights",
+                )
+        return cls(folder, manifest, backbone, target)
+
+    @property
+    def threshold(self) -> float | None:
+        """Scores above it are anomalous; None when no good images were held out."""
+        return self.manifest.threshold.value if self.manifest.threshold else None
+
+    def score(
+        self,
+        images: Iterable[Path | str | Image.Image | NDArray[Any] | Tensor],
+        *,
+        batch_size: int = 8,
+        threads: int = 2,
+        threshold: float | None = None,
+    ) -> list[ImageScore]:
+        """Score images with the preprocessing that the model was built with.
+
+        Args:
+            images: paths, PIL images, arrays (H, W), (H, W, 1|3|4) or tensors (1|3, H, W).
+            batch_size: images a forward pass.
+            threads: that decode.
+            threshold: in place of the model's own.
+
+        Raises:
+            ImageError: one of them cannot be read.
+        """
+        limit = self.threshold if threshold is None else threshold
+        sources = (Path(image) if isinstance(image, str) else image for image in images)
+        results: list[ImageScore] = []
+        for batch in load_batches(
+            sources, self.manifest.spec.features, batch_size=batch_size, threads=threads
+        ):
+            if batch.errors:
+                raise batch.errors[0][1]
+            scored = self.scorer.score_pixels(batch.pixels, batch.frames)
+            grid = self.manifest.spec.features.grid
+            ids = scored.neighbors.ids.view(len(batch.frames), *grid, -1).cpu().numpy()
+            distances = scored.neighbors.sq_distances.sqrt().view(len(batch.frames), *grid, -1).cpu().numpy()
+            for number, frame in enumerate(batch.frames):
+                value = float(scored.scores[number])
+                results.append(
+                    ImageScore(
+                        score=value,
+                        is_anomalous=None if limit is None else value > limit,
+                        anomaly_map=scored.maps[number].cpu().numpy(),
+                        patch_scores=scored.patch_scores[number].cpu().numpy(),
+                        neighbor_ids=ids[number],
+                        neighbor_distances=distances[number],
+                        frame=frame,
+                    )
+                )
+        return results
+
+    @cached_property
+    def sources(self) -> list[MemorySource]:
+        """The source of each memory, M of them."""
+        return read_sources(self.path / SOURCES_FILE)
+
+    @cached_property
+    def exemplars(self) -> list[bytes]:
+        """A JPEG crop around each memory's source patch; empty for a bank too large to carry them."""
+        return read_exemplars(self.path / EXEMPLARS_FILE) if EXEMPLARS_FILE in self.manifest.files else []
+
+
+def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Tensor]:
+    """A descriptor's tensors under a prefix, for safetensors."""
+    state = descriptor.state_dict()
+    return {f"{prefix}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def _descriptor(channels: Sequence[int], tensors: Mapping[str, Tensor], prefix: str) -> PatchDescriptor:
+    names = ("weight", "bias", "mean", "std")
+    parts = {name: tensors[f"{prefix}.{name}"] for name in names}
+    return PatchDescriptor(
+        channels, weight=parts["weight"], bias=parts["bias"], mean=parts["mean"], std=parts["std"]
+    )

@@ -1,0 +1,32 @@
+"""Which device to compute on."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from cfa_index.errors import DeviceError, SpecError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device behind `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a CUDA device if there is one.
+
+    Raises:
+        SpecError: another word.
+        DeviceError: CUDA was asked for and there is none, or no card of that number.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not (match := re.fullmatch(r"cuda(?::(\d+))?", name)):
+        raise SpecError(
+            expected="a device among auto, cpu, cuda, cuda:N", got=repr(name), remedy="choose one"
+        )
+    number, cards = int(match[1] or 0), torch.cuda.device_count()
+    if number >= cards:
+        raise DeviceError(
+            expected=f"a CUDA device {number}", got=f"{cards} CUDA devices", remedy="use --device cpu or auto"
+        )
+    return torch.device("cuda", number)

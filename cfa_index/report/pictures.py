@@ -1,0 +1,101 @@
+"""A heatmap over its image, in the image's own pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from cfa_index.files import atomic_path
+from cfa_index.images import Frame
+from cfa_index.maps import to_source
+from cfa_index.report.colours import heat_colours
+
+_LARGEST_SIDE_PX = 1024
+_OPACITY = 0.65
+_CONTEXT_PATCHES = 6
+"""A picture of a patch shows this many patches across: one alone is too little to recognise."""
+
+
+def overlay(
+    image: Image.Image, anomaly_map: NDArray[np.float32], frame: Frame, threshold: float | None
+) -> Image.Image:
+    """The image with its anomaly map over it.
+
+    The colour scale starts at half the threshold and is full at one and a half times it, so that
+    pictures of one model can be compared; without a threshold it spans this map's own range. What
+    lies above the threshold is outlined. Where the network did not look, the image is darkened.
+
+    Args:
+        image: RGB source, upright.
+        anomaly_map: (S, S) in network pixels.
+        frame: how they lie in the source.
+        threshold: of the model.
+
+    Returns:
+        RGB, at most 1,024 pixels on its longer side.
+    """
+    shrink = min(1.0, _LARGEST_SIDE_PX / max(image.size))
+    size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
+    base = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+    heat = to_source(
+        anomaly_map,
+        width=size[0],
+        height=size[1],
+        scale_x=frame.scale_x * frame.source_width / size[0],
+        scale_y=frame.scale_y * frame.source_height / size[1],
+        offset_x=frame.offset_x,
+        offset_y=frame.offset_y,
+    )
+    seen = np.isfinite(heat)
+    low, high = _scale(heat[seen], threshold)
+    level = np.where(seen, np.clip((heat - low) / max(high - low, 1e-12), 0, 1), 0)
+    weight = (_OPACITY * level)[..., None]
+    mixed = (1 - weight) * base + weight * heat_colours(level)
+    mixed[~seen] = base[~seen] * 0.4
+    if threshold is not None:
+        mixed[_outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+    if threshold is not None and threshold > 0:
+        return 0.5 * threshold, 1.5 * threshold
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+
+
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels inside a region with a direct neighbour outside it."""
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~core
+
+
+def boxed(
+    image: Image.Image, boxes: list[tuple[int, int, int, int]], colours: list[tuple[int, int, int]]
+) -> Image.Image:
+    """A copy of the image with a rectangle around each box."""
+    copy = image.copy()
+    draw = ImageDraw.Draw(copy)
+    for box, colour in zip(boxes, colours, strict=True):
+        left, top, right, bottom = box
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=max(1, image.width // 200))
+    return copy
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG whole, its folder too. Raises OutputError."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+def context_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square to show of a patch's box: larger, and moved inside an image of `size` (width, height)."""
+    left, top, right, bottom = box
+    width, height = size
+    side = min(width, height, _CONTEXT_PATCHES * max(right - left, bottom - top))
+    x = min(max((left + right - side) // 2, 0), width - side)
+    y = min(max((top + bottom - side) // 2, 0), height - side)
+    return x, y, x + side, y + side

@@ -1,0 +1,85 @@
+"""The way from pixels to a score, in one place.
+
+pixels --backbone--> pyramid --descriptor--> patches --K neighbours--> Eq. 5 --maps--> map --max--> score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfa_index.backbones import Backbone
+from cfa_index.bank import MemoryBank, Neighbors
+from cfa_index.descriptor import PatchDescriptor
+from cfa_index.hypersphere import certainty_scores
+from cfa_index.images import Frame, valid_mask
+from cfa_index.maps import MapMaker, image_scores
+from cfa_index.specs import FeatureSpec, ScoreSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch:
+    """Scores of B images, on the scorer's device.
+
+    Attributes:
+        scores: (B,) float32, the maximum of each map; raw, larger is more anomalous.
+        maps: (B, S, S) float32 anomaly maps in network pixels.
+        patch_scores: (B, h, w) float32, Eq. 5, before upsampling; 0 where not inspected.
+        neighbors: of the B*h*w patches, in row-major order.
+    """
+
+    scores: Tensor
+    maps: Tensor
+    patch_scores: Tensor
+    neighbors: Neighbors
+
+
+class Scorer:
+    """Backbone, descriptor and bank put together for inference on one device.
+
+    Args:
+        backbone: frozen, on the device of the bank.
+        descriptor: phi; its standardisation is folded into its weights here.
+        bank: the memories.
+        features, score: the settings.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        descriptor: PatchDescriptor,
+        bank: MemoryBank,
+        *,
+        features: FeatureSpec,
+        score: ScoreSpec,
+    ) -> None:
+        self.backbone = backbone
+        self.bank = bank
+        self._descriptor = descriptor.folded().to(bank.device)
+        self._features = features
+        self._neighbors = score.neighbors
+        self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
+
+    @torch.inference_mode()
+    def score_pixels(self, pixels: Tensor, frames: Sequence[Frame]) -> ScoredBatch:
+        """Score images: uint8 pixels (B, 3, S, S) and the frame of each."""
+        return self.score_pyramid(self.backbone.pyramid(pixels.to(self.bank.device)), frames)
+
+    @torch.inference_mode()
+    def score_pyramid(self, levels: Sequence[Tensor], frames: Sequence[Frame]) -> ScoredBatch:
+        """Score pooled pyramids, (B, C_l, h_l, w_l) each: the backbone's, or a PatchStore's."""
+        patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
+        neighbors = self.bank.search(patches.flatten(0, 1), self._neighbors, exact=True)
+        grid = self._features.grid
+        patch_scores = certainty_scores(neighbors.sq_distances).view(len(patches), *grid)
+        valid = None
+        if not all(frame.is_full for frame in frames):
+            valid = valid_mask(frames, grid).to(self.bank.device)
+            patch_scores = patch_scores * valid
+        maps = self._map_maker(patch_scores, valid)
+        return ScoredBatch(
+            scores=image_scores(maps), maps=maps, patch_scores=patch_scores, neighbors=neighbors
+        )

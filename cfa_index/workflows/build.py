@@ -1,0 +1,284 @@
+"""Good images to a model: store, phi_0, bank, threshold."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfa_index.backbones import Backbone
+from cfa_index.bank import MemoryBank, PatchSources, faiss_version
+from cfa_index.bundle import (
+    BACKBONE_FILE,
+    DESCRIPTOR_FILE,
+    EXEMPLARS_FILE,
+    SOURCES_FILE,
+    VECTORS_FILE,
+    Content,
+    Manifest,
+    descriptor_tensors,
+    exemplars_table,
+    sources_table,
+    write_generation,
+)
+from cfa_index.compress import (
+    PatchSample,
+    PatchStream,
+    ema_bank,
+    kmeans_bank,
+    mean_bank,
+    nearest_sources,
+    sample_patches,
+)
+from cfa_index.descriptor import PatchDescriptor, initial_descriptor
+from cfa_index.errors import BankError
+from cfa_index.events import Listener, ignore, stage
+from cfa_index.files import sha256_of_file
+from cfa_index.scorer import Scorer
+from cfa_index.specs import BankSpec, ModelSpec
+from cfa_index.store import PatchStore
+from cfa_index.workflows.calibrate import score_held_out, split_held_out, threshold_of
+from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
+from cfa_index.workflows.extract import READ_IMAGES, extract, iterate_pyramids, store_header, store_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodImages:
+    """Where a build's images are: files below `source`, under a category's name."""
+
+    category: str
+    source: Path
+    images: Sequence[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build made.
+
+    Attributes:
+        path: of the generation.
+        manifest: of the generation.
+        store: path of the PatchStore.
+        images, rejected: good images used (bank and threshold), and those that could not be read.
+        memories, width: M and D'.
+    """
+
+    path: Path
+    manifest: Manifest
+    store: Path
+    images: int
+    rejected: int
+    memories: int
+    width: int
+
+
+def build(
+    good: GoodImages,
+    spec: ModelSpec,
+    *,
+    backbone: Backbone,
+    models_dir: Path,
+    features_dir: Path,
+    device: torch.device,
+    threads: int = 2,
+    embed_weights: bool = True,
+    listener: Listener = ignore,
+) -> BuildReport:
+    """Build a model and make it the category's current generation.
+
+    Args:
+        good: the normal images.
+        spec: all settings.
+        backbone: frozen, with the weights to use.
+        models_dir, features_dir: where the generation and the store go.
+        device: of the forward pass and of the search.
+        threads: that decode.
+        embed_weights: put the backbone's tensors into the model.
+        listener: told of progress.
+
+    Raises:
+        DatasetError: no image can be read.
+        BankError: more memories are asked for than there are patches.
+        StoreError, OutputError: see `extract`.
+    """
+    backbone = backbone.to(device)
+    path = store_path(features_dir, good.category, store_header(good.source, spec.features, backbone))
+    store = extract(
+        good.images,
+        source=good.source,
+        backbone=backbone,
+        features=spec.features,
+        path=path,
+        device=device,
+        threads=threads,
+        listener=listener,
+    )
+    fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
+    _check_enough_patches(spec, len(fit_rows))
+    phi_0 = _initialise(store, fit_rows, spec, listener)
+    vectors, sources = compress_store(store, fit_rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
+    bank = MemoryBank(vectors, spec.index, device)
+    scorer = Scorer(backbone, phi_0, bank, features=spec.features, score=spec.score)
+    held_out = score_held_out(scorer, store, held_rows, listener)
+    places = memory_sources(store, sources)
+    contents: dict[str, Content] = {
+        DESCRIPTOR_FILE: {
+            **descriptor_tensors(phi_0, "phi"),
+            **descriptor_tensors(phi_0, "phi_0"),
+            "radius": torch.zeros(()),
+        },
+        VECTORS_FILE: vectors,
+        SOURCES_FILE: sources_table(places),
+    }
+    if embed_weights:
+        contents[BACKBONE_FILE] = backbone.state_tensors()
+    if len(vectors) <= MOST_EXEMPLARS:
+        contents[EXEMPLARS_FILE] = exemplars_table(exemplar_crops(store, sources, places, listener))
+    manifest = Manifest(
+        category=good.category,
+        generation="",
+        parent="",
+        action="build",
+        created=timestamp(),
+        source=store.header.source,
+        images=len(store.good_rows),
+        images_sha256=sha256_of_file(path / "images.parquet"),
+        spec=spec,
+        weights=backbone.origin,
+        channels=backbone.channels,
+        radius=0.0,
+        held_out=held_out,
+        threshold=threshold_of(held_out, spec.score.false_alarm_rate),
+        versions=versions(),
+        files={},
+    )
+    with stage(listener, "write", None, "files"):
+        folder, manifest = write_generation(models_dir / good.category, manifest, contents)
+    return BuildReport(
+        path=folder,
+        manifest=manifest,
+        store=path,
+        images=len(store.good_rows),
+        rejected=len(store) - len(store.good_rows),
+        memories=len(vectors),
+        width=vectors.shape[1],
+    )
+
+
+def compress_store(
+    store: PatchStore,
+    rows: Sequence[int],
+    phi: PatchDescriptor,
+    spec: BankSpec,
+    *,
+    seed: int,
+    listener: Listener = ignore,
+) -> tuple[NDArray[np.float32], PatchSources]:
+    """The bank of some images under phi: vectors (M, D') and where each came from.
+
+    Raises:
+        BankError: more memories are asked for than there are patches.
+    """
+    height, width = store.header.grids[0]
+    memories = spec.memories(height * width)
+    stream = patch_stream(store, rows, phi)
+    with stage(listener, "sample", len(rows), "images") as advance:
+        sample = sample_patches(
+            stream,
+            images=len(rows),
+            per_image=height * width,
+            limit=max(spec.sample_patches, memories),
+            seed=seed,
+            on_image=lambda: advance(1),
+        )
+    vectors = _compress(stream, sample, memories, len(rows), spec, seed, listener)
+    return vectors, nearest_sources(vectors, sample)
+
+
+def _compress(
+    stream: PatchStream,
+    sample: PatchSample,
+    memories: int,
+    images: int,
+    spec: BankSpec,
+    seed: int,
+    listener: Listener,
+) -> NDArray[np.float32]:
+    if spec.method == "kmeans":
+        with stage(listener, "k-means", spec.iterations, "iterations") as advance:
+            return kmeans_bank(
+                sample,
+                memories,
+                iterations=spec.iterations,
+                seed=seed,
+                on_iteration=lambda error: advance(1, sq_distance=error),
+            )
+    with stage(listener, "bank", images, "images") as advance:
+        if spec.method == "ema":
+            return ema_bank(
+                stream,
+                memories,
+                beta=spec.beta,
+                iterations=spec.iterations,
+                seed=seed,
+                on_image=lambda: advance(1),
+            )
+        return mean_bank(stream, memories, iterations=spec.iterations, seed=seed, on_image=lambda: advance(1))
+
+
+def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
+    """The adapted patches of some images, one image at a time, read in small batches."""
+    folded = phi.folded()
+
+    def stream() -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
+            with torch.inference_mode():
+                patches = folded(levels).numpy()
+            yield from zip(part, patches, strict=True)
+
+    return stream
+
+
+def timestamp() -> str:
+    """Now, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a model depends on."""
+    return {
+        "cfa-index": version("cfa-index"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "faiss": faiss_version(),
+        "numpy": np.__version__,
+    }
+
+
+def _initialise(
+    store: PatchStore, rows: Sequence[int], spec: ModelSpec, listener: Listener
+) -> PatchDescriptor:
+    moments = None
+    if spec.descriptor.standardise or spec.descriptor.init == "whiten":
+        with stage(listener, "covariance", len(rows), "images") as advance:
+            moments = store.moments(rows, seed=spec.seed, on_image=lambda: advance(1))
+    return initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
+
+
+def _check_enough_patches(spec: ModelSpec, images: int) -> None:
+    """Before any work: a bank larger than all patches together cannot be made."""
+    patches = images * spec.features.patches_per_image
+    memories = spec.bank.memories(spec.features.patches_per_image)
+    if memories > patches:
+        raise BankError(
+            expected=f"a bank of at most {patches} memories ({images} images of {spec.features.patches_per_image} patches)",
+            got=str(memories),
+            remedy="give a smaller --bank-size, or more good images",
+        )

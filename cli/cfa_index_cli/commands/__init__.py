@@ -1,0 +1,1 @@
+"""A module a command: parse, one library call, render."""

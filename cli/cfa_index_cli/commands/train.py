@@ -1,0 +1,105 @@
+"""`cfa-index train`: adapt the descriptor to the product."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from cfa_index_cli import options as o
+
+
+def train_command(
+    category: o.CategoryName,
+    models_dir: o.ModelsDir = o.MODELS_DIR,
+    features_dir: o.FeaturesDir = o.FEATURES_DIR,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=0, help="Passes over the images.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of AdamW.")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")] = None,
+    attract: Annotated[int | None, typer.Option("--attract", help="K: nearest memories that pull.")] = None,
+    repel: Annotated[int | None, typer.Option("--repel", help="J: the next ones, that push.")] = None,
+    margin: Annotated[float | None, typer.Option("--margin", help="alpha of L_rep.")] = None,
+    radius: Annotated[
+        str | None, typer.Option("--radius", help="Start of the learned radius: a number, or 'median'.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the order of the images.")] = None,
+    weights: o.BundleWeights = None,
+    device: o.Device = "auto",
+    threads: o.Threads = None,
+    json_file: o.Json = None,
+    events: o.Events = None,
+    config: o.Config = None,
+) -> None:
+    """Adapt the patch descriptor against the bank (the paper's Eqs. 1-3).
+
+    Reads the features that build has kept: the backbone does not run. A training that was stopped
+    goes on from its last epoch when the same command is given again. The result is a new generation
+    of the model; settings that are not given are those of the build's preset.
+
+    Example:
+
+        cfa-index train --category cable --epochs 4
+    """
+    del config
+    from cfa_index import current_generation, list_models, read_manifest, set_threads, train
+    from cfa_index_cli.console import session, write_document
+
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "attract": attract,
+        "repel": repel,
+        "margin": margin,
+        "radius": o.parse_radius(radius) if radius else None,
+    }
+    if threads is not None:
+        set_threads(threads)
+    documents = []
+    with session(events) as out:
+        for name in list_models(models_dir) if category == "all" else [category]:
+            before = read_manifest(current_generation(models_dir / name))
+            o.warn_random(before.weights, out.say)
+            spec = replace(before.spec.train, **{k: v for k, v in given.items() if v is not None})
+            report = train(
+                models_dir,
+                name,
+                spec,
+                features_dir=features_dir,
+                seed=seed,
+                device=device,
+                weights=weights,
+                listener=out.listener,
+            )
+            threshold = report.manifest.threshold
+            out.table(
+                f"{name}: generation {report.manifest.generation}"
+                + (f", threshold {threshold.value:.4g}" if threshold else ""),
+                ["epoch", "L_att", "L_rep", "radius", "distance", "seconds"],
+                [
+                    [
+                        str(row.epoch),
+                        f"{row.attraction:.4g}",
+                        f"{row.repulsion:.4g}",
+                        f"{row.radius:.4g}",
+                        f"{row.neighbor_distance:.4g}",
+                        f"{row.seconds:.1f}",
+                    ]
+                    for row in report.log
+                ],
+            )
+            documents.append(
+                {
+                    "schema_version": 1,
+                    "category": name,
+                    "generation": report.manifest.generation,
+                    "path": str(report.path),
+                    "threshold": threshold.value if threshold else None,
+                    "epochs": [row.__dict__ for row in report.log],
+                    "spec": report.manifest.spec.to_dict(),
+                }
+            )
+    write_document(json_file, o.one_or_many(documents))

@@ -1,0 +1,201 @@
+"""What a person sees on standard error, and the JSON that a program reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from cfa_index import Event, Listener, Notice, StageAdvanced, StageEnded, StageStarted, write_json
+from cfa_index.errors import OutputError
+
+_PLAIN_EVERY_SECONDS = 10.0
+
+
+class _Figures(ProgressColumn):
+    """Rate in images a second, and the figures of the last step."""
+
+    def render(self, task: Task) -> Text:
+        figures: Mapping[str, float] = task.fields.get("figures", {})
+        parts = []
+        rate = task.fields.get("rate")
+        if rate:
+            parts.append(f"{rate:.1f} {task.fields['unit']}/s")
+        parts += [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("images", "epoch")]
+        if "epoch" in figures:
+            parts.insert(0, f"epoch {figures['epoch']:.0f}")
+        return Text("  ".join(parts), style="dim")
+
+
+class _Display:
+    """Shows events: bars on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._unit, self._total, self._done, self._images = "", None, 0, 0.0
+        self._started = self._shown = 0.0
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StageStarted):
+            self._start(event)
+        elif isinstance(event, StageAdvanced):
+            self._advance(event)
+        elif isinstance(event, StageEnded):
+            self._end(event)
+        elif isinstance(event, Notice):
+            self.console.print(Text(event.message, style="yellow"), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away, also when a command fails."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _start(self, event: StageStarted) -> None:
+        self._unit, self._total, self._done, self._images = event.unit, event.total, 0, 0.0
+        self._started = self._shown = time.monotonic()
+        if self.console.is_terminal and event.total != 0:
+            self._progress = Progress(
+                TextColumn("{task.description:>12}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                _Figures(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(
+                event.stage, total=event.total, unit=_rate_unit(event.unit), figures={}, rate=0.0
+            )
+            self._progress.start()
+
+    def _advance(self, event: StageAdvanced) -> None:
+        self._done += event.steps
+        self._images += event.fields.get("images", event.steps)
+        now = time.monotonic()
+        rate = self._images / max(now - self._started, 1e-9)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=event.steps, figures=event.fields, rate=rate)
+        elif now - self._shown > _PLAIN_EVERY_SECONDS:
+            self._shown = now
+            total = f"/{self._total}" if self._total else ""
+            left = (self._total - self._done) * (now - self._started) / self._done if self._total else None
+            figures = "".join(
+                f", {name} {value:.4g}" for name, value in event.fields.items() if name != "images"
+            )
+            eta = f", {left:.0f} s left" if left is not None else ""
+            self.console.print(
+                f"{event.stage}: {self._done}{total} {self._unit}, {rate:.1f} {_rate_unit(self._unit)}/s{eta}{figures}",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+    def _end(self, event: StageEnded) -> None:
+        self.close()
+        self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + event.seconds
+        if self._done:
+            rate = self._images / max(event.seconds, 1e-9)
+            self.console.print(
+                f"{event.stage:>12}: {self._done} {self._unit} in {event.seconds:.1f} s"
+                f" ({rate:.1f} {_rate_unit(self._unit)}/s)",
+                highlight=False,
+            )
+
+
+def _rate_unit(unit: str) -> str:
+    return "images" if unit == "steps" else unit
+
+
+class Session:
+    """What a command writes to: the listener for the library, and the person's console."""
+
+    def __init__(self, listener: Listener, console: Console, seconds: Mapping[str, float]) -> None:
+        self.listener = listener
+        self.console = console
+        self.seconds = seconds
+
+    def say(self, line: str) -> None:
+        """One line for the person, on standard error."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table for the person, on standard error."""
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for number, name in enumerate(header):
+            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.console.print(table)
+
+
+@contextmanager
+def session(events: Path | None) -> Iterator[Session]:
+    """A console and a listener for the body of a command; `events` also gets a line of JSON an event."""
+    console = Console(stderr=True)
+    display = _Display(console)
+    listener: Listener = display
+    handle = None
+    if events is not None:
+        try:
+            handle = events.open("a", buffering=1)
+        except OSError as error:
+            raise OutputError(
+                expected=f"to append to {events}",
+                got=error.strerror or str(error),
+                remedy="give --events another path",
+            ) from error
+        listener = _both(display, handle.write)
+    try:
+        yield Session(listener, console, display.seconds)
+    finally:
+        display.close()
+        if handle is not None:
+            handle.close()
+
+
+def _both(display: Listener, write: Callable[[str], int]) -> Listener:
+    def listen(event: Event) -> None:
+        display(event)
+        line = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
+        write(json.dumps(line) + "\n")
+
+    return listen
+
+
+def write_document(target: Path | None, document: Mapping[str, Any]) -> None:
+    """The result of a command as JSON: nowhere, on standard output, or into a file."""
+    if target is None:
+        return
+    if str(target) == "-":
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    else:
+        write_json(target, document)
+
+
+def percent(value: float | None) -> str:
+    """A fraction for a person, in percent."""
+    return "-" if value is None else f"{100 * value:.2f}%"

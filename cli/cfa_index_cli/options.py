@@ -1,0 +1,210 @@
+"""Options that several commands share, and how their words become values."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from cfa_index.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from cfa_index import WeightsOrigin
+
+
+class Preset(StrEnum):
+    """Named settings; see `cfa_index.preset`."""
+
+    RECOMMENDED = "recommended"
+    PAPER = "paper"
+    PUBLISHED_CODE = "published-code"
+
+
+class GeometryName(StrEnum):
+    """How an image becomes the network's square."""
+
+    WHOLE = "whole"
+    CROP = "crop"
+    LETTERBOX = "letterbox"
+
+
+class InitName(StrEnum):
+    """Where phi starts."""
+
+    HE = "he"
+    TORCH = "torch"
+    IDENTITY = "identity"
+    WHITEN = "whiten"
+
+
+class MethodName(StrEnum):
+    """How patches become memories."""
+
+    EMA = "ema"
+    MEAN = "mean"
+    KMEANS = "kmeans"
+
+
+def parse_ratio(text: str) -> float:
+    """`1/4` or `0.25` as a number."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"{text!r} is not a ratio such as 1/4 or 0.25") from error
+
+
+def parse_strides(text: str) -> tuple[int, ...]:
+    """`8,16` as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of strides such as 8,16") from error
+
+
+def parse_radius(text: str) -> float | str:
+    """`median`, or a number."""
+    if text == "median":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a number nor 'median'") from error
+
+
+def load_config(ctx: typer.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Take a TOML file's values as this command's defaults: flags and the environment still win.
+
+    Keys are option names; a table named as the command, such as [build], goes before the top level.
+    """
+    if value is None:
+        return None
+    try:
+        document = tomllib.loads(value.read_text())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"cannot read {value}: {error}", ctx, param) from error
+    names = {option.lstrip("-"): p.name for p in ctx.command.params for option in p.opts}
+    defaults: dict[str, Any] = {}
+    own = document.get(ctx.info_name or "", {})
+    for key, setting in [*document.items(), *own.items()]:
+        if isinstance(setting, dict):
+            continue
+        name = names.get(key.replace("_", "-"))
+        if name is None and key in own:
+            raise typer.BadParameter(f"{value} has an unknown option {key!r}", ctx, param)
+        if name is not None:
+            defaults[name] = setting if isinstance(setting, bool) else str(setting)
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return value
+
+
+DataRoot = Annotated[
+    Path,
+    typer.Option(
+        "--data-root",
+        envvar="CFA_INDEX_DATA_ROOT",
+        help="Folder of categories in MVTec's layout: CATEGORY/train/good, CATEGORY/test/DEFECT.",
+    ),
+]
+ModelsDir = Annotated[
+    Path, typer.Option("--models-dir", envvar="CFA_INDEX_MODELS_DIR", help="Where models are kept.")
+]
+FeaturesDir = Annotated[
+    Path,
+    typer.Option("--features-dir", envvar="CFA_INDEX_FEATURES_DIR", help="Where patch features are kept."),
+]
+CategoryName = Annotated[str, typer.Option("--category", "-c", help="Name of the product, or 'all'.")]
+OneCategory = Annotated[str, typer.Option("--category", "-c", help="Name of the product.")]
+Device = Annotated[
+    str, typer.Option("--device", envvar="CFA_INDEX_DEVICE", help="auto, cpu, cuda or cuda:N.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", envvar="CFA_INDEX_THREADS", min=1, help="CPU threads; all cores if not given."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="File with the backbone's weights (.pth, .safetensors); 'random' for tests and speed only.",
+    ),
+]
+BundleWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="File with the backbone's weights, for a model that was built without them."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images a forward pass.")]
+ThresholdValue = Annotated[
+    float | None,
+    typer.Option("--threshold", help="Scores above it are anomalous; in place of the model's own."),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as one JSON document; '-' is standard output.")
+]
+Events = Annotated[
+    Path | None, typer.Option("--events", help="Append a line of JSON an event, for a supervisor.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=load_config,
+        is_eager=True,
+        help="TOML file of option values; flags and the environment win over it.",
+    ),
+]
+
+DATA_ROOT = Path("data")
+MODELS_DIR = Path("models")
+FEATURES_DIR = Path("features")
+
+
+def override(
+    base: ModelSpec,
+    *,
+    features: Mapping[str, Any],
+    descriptor: Mapping[str, Any],
+    bank: Mapping[str, Any],
+    use_gamma_c: bool,
+    score: Mapping[str, Any],
+    top: Mapping[str, Any],
+) -> ModelSpec:
+    """A spec with the given values in place; None leaves a setting as it is.
+
+    Raises:
+        SpecError: a value is out of its range, or two contradict each other.
+    """
+    new_bank = replace(base.bank, **_given(bank))
+    if use_gamma_c:
+        new_bank = replace(new_bank, size=None)
+    return replace(
+        base,
+        features=replace(base.features, **_given(features)),
+        descriptor=replace(base.descriptor, **_given(descriptor)),
+        bank=new_bank,
+        score=replace(base.score, **_given(score)),
+        **_given(top),
+    )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def warn_random(weights: WeightsOrigin, say: Callable[[str], None]) -> None:
+    """Say so when a model's backbone has random weights."""
+    if weights.is_random:
+        say(f"warning: {weights.source} weights: for tests and speed only, scores mean nothing")
+
+
+def one_or_many(documents: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A command's document: that of its one category, or all of them under `categories`."""
+    return documents[0] if len(documents) == 1 else {"schema_version": 1, "categories": list(documents)}
