@@ -55,11 +55,13 @@ def run_seed(
         spec.features.backbone, spec.features.strides, size_px=spec.features.size_px, weights=weights
     )
     good = GoodImages(category=cell_type, source=source, images=cells.train_good)
-    places = {"models_dir": folder / f"models-{spec.seed}", "features_dir": folder / "features"}
-    built = build(good, spec, backbone=backbone, device=torch.device("cpu"), **places)
-    train(places["models_dir"], cell_type, spec.train, features_dir=places["features_dir"])
+    models, features = folder / f"models-{spec.seed}", folder / "features"
+    built = build(
+        good, spec, backbone=backbone, models_dir=models, features_dir=features, device=torch.device("cpu")
+    )
+    train(models, cell_type, spec.train, features_dir=features)
     before = ModelBundle.load(built.path)
-    after = ModelBundle.load(places["models_dir"] / cell_type)
+    after = ModelBundle.load(models / cell_type)
     if split == "dev":
         held_out = [source / uri for uri in built.manifest.held_out.uris]
         files, defects = [*held_out, *cells.uncertain], len(cells.uncertain)

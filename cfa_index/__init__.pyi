@@ -154,6 +154,9 @@ from .hypersphere import (
     certainty_scores as certainty_scores,
 )
 from .hypersphere import (
+    nearest_distances as nearest_distances,
+)
+from .hypersphere import (
     neighbor_sq_distances as neighbor_sq_distances,
 )
 from .hypersphere import (

@@ -163,12 +163,14 @@ def _whitening(
     """(D', D): inverse root of the standardised covariance plus `shrinkage` times its mean variance.
 
     At D' = D it is the symmetric root, the whitening that stays closest to its input; below, the
-    leading D' principal directions. Distances are the same for both at D' = D.
+    leading D' principal directions. Distances are the same for both at D' = D. Divided by sqrt(D'),
+    so that the mean squared norm of a good patch is at most 1 at any width: margin, radius and Eq. 5's
+    exponentials then mean the same for every backbone.
     """
     covariance = moments.covariance / np.outer(std, std)
     values, vectors = np.linalg.eigh(covariance)
     ridge = max(shrinkage * float(np.trace(covariance)) / len(values), 1e-10)
-    scales = 1 / np.sqrt(np.clip(values, 0, None) + ridge)
+    scales = 1 / np.sqrt((np.clip(values, 0, None) + ridge) * width)
     if width == len(values):
         return np.asarray((vectors * scales) @ vectors.T)
     leading = np.argsort(values)[::-1][:width]

@@ -106,6 +106,11 @@ class HypersphereLoss(nn.Module):
         )
 
 
+def nearest_distances(sq_distances: Tensor) -> Tensor:
+    """Anomaly score of each patch, Eq. 4 alone: (n, K) squared distances -> (n,) the smallest, rooted."""
+    return sq_distances.amin(dim=1).clamp_min(0).sqrt()
+
+
 def certainty_scores(sq_distances: Tensor) -> Tensor:
     """Anomaly score of each patch, Eqs. 4-5: (n, K) squared distances -> (n,), float32.
 

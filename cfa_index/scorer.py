@@ -14,7 +14,7 @@ from torch import Tensor
 from cfa_index.backbones import Backbone
 from cfa_index.bank import MemoryBank, Neighbors
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.hypersphere import certainty_scores
+from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
 from cfa_index.maps import MapMaker, image_scores
 from cfa_index.specs import FeatureSpec, ScoreSpec
@@ -27,7 +27,7 @@ class ScoredBatch:
     Attributes:
         scores: (B,) float32, the maximum of each map; raw, larger is more anomalous.
         maps: (B, S, S) float32 anomaly maps in network pixels.
-        patch_scores: (B, h, w) float32, Eq. 5, before upsampling; 0 where not inspected.
+        patch_scores: (B, h, w) float32, before upsampling; 0 where not inspected.
         neighbors: of the B*h*w patches, in row-major order.
     """
 
@@ -61,6 +61,7 @@ class Scorer:
         self._descriptor = descriptor.folded().to(bank.device)
         self._features = features
         self._neighbors = score.neighbors
+        self._patch_scores = certainty_scores if score.patch_score == "certainty" else nearest_distances
         self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
 
     @torch.inference_mode()
@@ -74,7 +75,7 @@ class Scorer:
         patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
         neighbors = self.bank.search(patches.flatten(0, 1), self._neighbors, exact=True)
         grid = self._features.grid
-        patch_scores = certainty_scores(neighbors.sq_distances).view(len(patches), *grid)
+        patch_scores = self._patch_scores(neighbors.sq_distances).view(len(patches), *grid)
         valid = None
         if not all(frame.is_full for frame in frames):
             valid = valid_mask(frames, grid).to(self.bank.device)

@@ -16,6 +16,7 @@ from cfa_index.errors import SpecError
 Geometry = Literal["whole", "crop", "letterbox"]
 Initialisation = Literal["he", "torch", "identity", "whiten"]
 Compression = Literal["ema", "mean", "kmeans"]
+PatchScore = Literal["nearest", "certainty"]
 PresetName = Literal["recommended", "paper", "published-code"]
 
 STRIDES = (4, 8, 16)
@@ -249,16 +250,25 @@ class ScoreSpec(_Spec):
     """From neighbours to a map and a score (Eqs. 4-5).
 
     Attributes:
-        neighbors: K of Eq. 5.
+        patch_score: `certainty` is Eq. 5 (the paper); `nearest` is Eq. 4 alone, the distance to the
+            nearest memory. Eq. 5 depends on the scale of the features, see docs/accuracy.md.
+        neighbors: K of Eq. 5, and how many matches a query can show.
         sigma_px: standard deviation of the Gaussian over the map, in network pixels.
         false_alarm_rate: share of good images that may score above the threshold.
     """
 
+    patch_score: PatchScore = "nearest"
     neighbors: int = 3
     sigma_px: float = 4.0
     false_alarm_rate: float = 0.05
 
     def __post_init__(self) -> None:
+        _require(
+            self.patch_score in get_args(PatchScore),
+            "patch_score",
+            f"one of {get_args(PatchScore)}",
+            self.patch_score,
+        )
         _require(self.neighbors >= 1, "neighbors (K)", "1 or more", self.neighbors)
         _require(self.sigma_px >= 0, "sigma_px", "0 or more", self.sigma_px)
         _require(0 < self.false_alarm_rate < 1, "false_alarm_rate", "between 0 and 1", self.false_alarm_rate)
@@ -338,5 +348,6 @@ _PAPER = ModelSpec(
     descriptor=DescriptorSpec(init="he", gamma_d=1.0, standardise=False),
     bank=BankSpec(method="ema", size=None, gamma_c=1.0),
     train=TrainSpec(epochs=30, learning_rate=1e-3, radius=1e-5),
+    score=ScoreSpec(patch_score="certainty"),
 )
 """PAPER, Sec. 4.1: K = J = 3, alpha = 0.1, AdamW with amsgrad, batch 4, 30 epochs."""

@@ -14,6 +14,7 @@ from cfa_index.hypersphere import (
     HypersphereLoss,
     attraction_loss,
     certainty_scores,
+    nearest_distances,
     neighbor_sq_distances,
     repulsion_loss,
 )
@@ -38,7 +39,7 @@ def test_without_repelling_neighbours_l_rep_is_zero() -> None:
 def test_the_radius_moves_with_the_gradient_of_both_losses() -> None:
     loss = HypersphereLoss(attract=1, repel=1, margin=0.1, radius=2.0)
     assert [name for name, _ in loss.named_parameters()] == ["radius"]
-    loss(torch.tensor([[5.0, 9.0]])).total.backward()
+    torch.autograd.backward([loss(torch.tensor([[5.0, 9.0]])).total])
     assert loss.radius.grad is not None
     assert loss.radius.grad.item() == pytest.approx(-4.0)  # d/dr of 5 - r^2
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
@@ -48,7 +49,7 @@ def test_the_radius_moves_with_the_gradient_of_both_losses() -> None:
 
 def test_attraction_has_no_gradient_inside_the_sphere() -> None:
     sq_distances = torch.tensor([[0.5]], requires_grad=True)
-    attraction_loss(sq_distances, torch.tensor(1.0)).backward()
+    torch.autograd.backward([attraction_loss(sq_distances, torch.tensor(1.0))])
     assert sq_distances.grad is not None
     assert sq_distances.grad.item() == 0
 
@@ -57,6 +58,14 @@ def test_certainty_score_by_hand() -> None:
     # Distances 1 and 2: S = 1, weight = e^-1 / (e^-1 + e^-2) = 1 / (1 + e^-1).
     assert certainty_scores(torch.tensor([[1.0, 4.0]])).item() == pytest.approx(1 / (1 + math.exp(-1)))
     assert certainty_scores(torch.tensor([[9.0]])).item() == pytest.approx(3.0)
+
+
+def test_eq_4_alone_is_the_smallest_distance() -> None:
+    assert nearest_distances(torch.tensor([[4.0, 9.0], [16.0, 1.0], [-1e-9, 1.0]])).tolist() == [
+        2.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_certainty_scores_stay_finite_at_the_extremes() -> None:
@@ -94,7 +103,7 @@ def test_losses_and_gradients_agree_with_plain_loops(
     found = memory.search(phi.detach(), attract + repel)
     loss = HypersphereLoss(attract=attract, repel=repel, margin=0.1, radius=radius)
     terms = loss(neighbor_sq_distances(phi, memory.tensor, found.ids, found.sq_distances))
-    terms.total.backward()
+    torch.autograd.backward([terms.total])
 
     assert terms.attraction.item() == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     assert terms.repulsion.item() == pytest.approx(expected[1], rel=1e-5, abs=1e-5)

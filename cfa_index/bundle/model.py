@@ -194,7 +194,7 @@ class ModelBundle:
 def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Tensor]:
     """A descriptor's tensors under a prefix, for safetensors."""
     state = descriptor.state_dict()
-    return {f"{prefix}.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

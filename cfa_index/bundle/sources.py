@@ -64,4 +64,4 @@ def read_sources(path: Path) -> list[MemorySource]:
 
 def read_exemplars(path: Path) -> list[bytes]:
     """Read `exemplars.parquet`: a JPEG a memory."""
-    return [bytes(row) for row in pq.read_table(path)["jpeg"].to_pylist()]
+    return [row["jpeg"] for row in pq.read_table(path).to_pylist()]

@@ -137,7 +137,7 @@ def build(
         VECTORS_FILE: vectors,
         SOURCES_FILE: sources_table(places),
     }
-    if embed_weights:
+    if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
     if len(vectors) <= MOST_EXEMPLARS:
         contents[EXEMPLARS_FILE] = exemplars_table(exemplar_crops(store, sources, places, listener))

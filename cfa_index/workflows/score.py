@@ -24,18 +24,17 @@ from cfa_index.report import overlay, save_picture
 
 SCHEMA_VERSION = 1
 _SHARD_IMAGES = 512
-_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("uri", pa.string()),
-        ("score", pa.float32()),
-        ("is_anomalous", pa.bool_()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("error", pa.string()),
-        ("model_sha", pa.string()),
-    ]
-)
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("image_id", pa.int64()),
+    ("uri", pa.string()),
+    ("score", pa.float32()),
+    ("is_anomalous", pa.bool_()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("error", pa.string()),
+    ("model_sha", pa.string()),
+]
+_SCHEMA = pa.schema(_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class _Display:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._unit, self._total, self._done, self._images = "", None, 0, 0.0
+        self._total: int | None = None
+        self._unit, self._done, self._images = "", 0, 0.0
         self._started = self._shown = 0.0
         self.seconds: dict[str, float] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -16,7 +15,7 @@ from cfa_index_cli.commands import build, demo, evaluate, query, score, train
 class _Commands(TyperGroup):
     """Turns a `CfaIndexError` of any command into one line on standard error and exit code 1."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except CfaIndexError as error:

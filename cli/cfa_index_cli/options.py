@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from cfa_index.specs import ModelSpec
@@ -78,7 +77,7 @@ def parse_radius(text: str) -> float | str:
         raise typer.BadParameter(f"{text!r} is neither a number nor 'median'") from error
 
 
-def load_config(ctx: typer.Context, param: click.Parameter, value: Path | None) -> Path | None:
+def load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     """Take a TOML file's values as this command's defaults: flags and the environment still win.
 
     Keys are option names; a table named as the command, such as [build], goes before the top level.
@@ -88,7 +87,7 @@ def load_config(ctx: typer.Context, param: click.Parameter, value: Path | None) 
     try:
         document = tomllib.loads(value.read_text())
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"cannot read {value}: {error}", ctx, param) from error
+        raise typer.BadParameter(f"cannot read {value}: {error}") from error
     names = {option.lstrip("-"): p.name for p in ctx.command.params for option in p.opts}
     defaults: dict[str, Any] = {}
     own = document.get(ctx.info_name or "", {})
@@ -97,7 +96,7 @@ def load_config(ctx: typer.Context, param: click.Parameter, value: Path | None) 
             continue
         name = names.get(key.replace("_", "-"))
         if name is None and key in own:
-            raise typer.BadParameter(f"{value} has an unknown option {key!r}", ctx, param)
+            raise typer.BadParameter(f"{value} has an unknown option {key!r}")
         if name is not None:
             defaults[name] = setting if isinstance(setting, bool) else str(setting)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

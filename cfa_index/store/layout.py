@@ -1,0 +1,116 @@
+"""What a store holds and where: image rows, the header, file names, and which shards have to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfa_index.errors import StoreError
+from cfa_index.specs import FeatureSpec
+
+SCHEMA_VERSION = 1
+SHARD_IMAGES = 16
+REBUILD = "delete this store and run build again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """A row of the store's image table.
+
+    Attributes:
+        uri: path below the store's source folder, with forward slashes.
+        size, mtime_ns, sha256: of the file, to notice a change.
+        width, height: of the decoded image in pixels; 0 when it could not be read.
+        error: why it could not be read; empty for a good image. Its features are zeros, never used.
+    """
+
+    uri: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    width: int = 0
+    height: int = 0
+    error: str = ""
+
+    def is_same_file(self, other: StoredImage) -> bool:
+        """Whether both rows speak of the same content under the same name."""
+        return (self.uri, self.size, self.sha256) == (other.uri, other.size, other.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreHeader:
+    """What every pyramid in a store has in common; two stores with equal headers are interchangeable.
+
+    Attributes:
+        source: the folder that the uris are relative to.
+        features: backbone, levels, geometry.
+        weights_sha256: of the backbone's tensors.
+        channels: C_l of each level.
+    """
+
+    source: str
+    features: FeatureSpec
+    weights_sha256: str
+    channels: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "source": self.source,
+            "features": self.features.to_dict(),
+            "weights_sha256": self.weights_sha256,
+            "channels": list(self.channels),
+        }
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(h_l, w_l) of each level."""
+        sides = [self.features.size_px // stride for stride in self.features.strides]
+        return tuple((side, side) for side in sides)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Uncompressed bytes of one pyramid in float16."""
+        return sum(2 * c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))
+
+    def shapes(self, images: int) -> list[tuple[str, tuple[int, int, int]]]:
+        """Name and shape (images, cells, channels) of each level's array."""
+        return [
+            (f"level{stride}", (images, h * w, c))
+            for stride, (h, w), c in zip(self.features.strides, self.grids, self.channels, strict=True)
+        ]
+
+
+def plan_shards(images: Sequence[StoredImage], recorded: Sequence[Sequence[StoredImage] | None]) -> list[int]:
+    """Which shards have to be written; pure.
+
+    Args:
+        images: what the store is to hold, in order.
+        recorded: the images of each shard on disk that is whole; None where there is none.
+    """
+    shards = -(-len(images) // SHARD_IMAGES)
+    todo = []
+    for shard in range(shards):
+        wanted = images[shard * SHARD_IMAGES : (shard + 1) * SHARD_IMAGES]
+        have = recorded[shard] if shard < len(recorded) else None
+        same = have is not None and len(have) == len(wanted)
+        if not (same and all(a.is_same_file(b) for a, b in zip(have or (), wanted, strict=True))):
+            todo.append(shard)
+    return todo
+
+
+def shard_file(path: Path, name: str, shard: int) -> Path:
+    """Zarr v3's own key of a shard in an array cut along its first axis only."""
+    return path / name / "c" / str(shard) / "0" / "0"
+
+
+def record_file(path: Path, shard: int) -> Path:
+    """The record of a shard."""
+    return path / "records" / f"{shard:05d}.json"
+
+
+def damaged(file: Path, got: str) -> StoreError:
+    """The error for a file that is missing or not as it was written."""
+    return StoreError(expected=f"{file} as it was written", got=got, remedy=REBUILD)

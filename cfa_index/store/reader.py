@@ -1,0 +1,167 @@
+"""Reading a finished store; nothing is believed before its size and checksum were compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import zarr
+from torch import Tensor
+
+from cfa_index.errors import StoreError
+from cfa_index.files import is_sealed, sha256_of_file
+from cfa_index.moments import Moments, RunningMoments
+from cfa_index.pyramid import patches_at
+from cfa_index.specs import FeatureSpec
+from cfa_index.store.layout import (
+    REBUILD,
+    SCHEMA_VERSION,
+    SHARD_IMAGES,
+    StoredImage,
+    StoreHeader,
+    damaged,
+    shard_file,
+)
+
+
+class PatchStore:
+    """A finished store, read only. Make one with `open`."""
+
+    def __init__(
+        self, path: Path, header: StoreHeader, images: list[StoredImage], shards: list[dict[str, Any]]
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.images = images
+        self._shards = shards
+        self._checked: set[int] = set()
+        self._arrays = [zarr.open_array(path / name, mode="r", zarr_format=3) for name, _ in header.shapes(0)]
+
+    @classmethod
+    def open(cls, path: Path) -> PatchStore:
+        """Open a store that was written to the end.
+
+        Raises:
+            StoreError: it is missing, unfinished, of a newer version, or a file of it is missing,
+                cut short or not the one that was written.
+        """
+        try:
+            document = json.loads((path / "store.json").read_bytes())
+        except FileNotFoundError as error:
+            raise StoreError(
+                expected=f"a finished PatchStore at {path}",
+                got="no store.json there",
+                remedy="run build again; it resumes where it stopped",
+            ) from error
+        except ValueError as error:
+            raise damaged(path / "store.json", "text that is not JSON") from error
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(
+                expected=f"a PatchStore of schema version {SCHEMA_VERSION}",
+                got=f"{document.get('schema_version')!r} at {path}",
+                remedy="use the version of cfa-index that wrote it, or " + REBUILD,
+            )
+        if not is_sealed(document):
+            raise damaged(path / "store.json", "a document that does not match its own checksum")
+        for name, checksum in document["arrays"].items():
+            file = path / name / "zarr.json"
+            if not file.exists() or sha256_of_file(file) != checksum:
+                raise damaged(file, "a file that is missing or was changed")
+        table = path / "images.parquet"
+        if not table.exists() or sha256_of_file(table) != document["images_sha256"]:
+            raise damaged(table, "a file that is missing or was changed")
+        images = [StoredImage(**row) for row in pq.read_table(table).to_pylist()]
+        header = StoreHeader(
+            source=document["header"]["source"],
+            features=FeatureSpec.from_dict(document["header"]["features"]),
+            weights_sha256=document["header"]["weights_sha256"],
+            channels=tuple(document["header"]["channels"]),
+        )
+        for number, files in enumerate(document["shards"]):
+            for name, entry in files.items():
+                file = shard_file(path, name, number)
+                got = file.stat().st_size if file.exists() else None
+                if got != entry["bytes"]:
+                    raise damaged(
+                        file, "no file" if got is None else f"{got} instead of {entry['bytes']} bytes"
+                    )
+        return cls(path, header, images, document["shards"])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def good_rows(self) -> list[int]:
+        """Rows of the images that could be read."""
+        return [row for row, image in enumerate(self.images) if not image.error]
+
+    def read(self, rows: Sequence[int]) -> list[Tensor]:
+        """Pyramids of some images.
+
+        Args:
+            rows: of the image table, in any order.
+
+        Returns:
+            A tensor a level, float16 (len(rows), C_l, h_l, w_l), channels_last in memory.
+
+        Raises:
+            StoreError: a shard does not match its checksum.
+        """
+        for shard in sorted({row // SHARD_IMAGES for row in rows} - self._checked):
+            self._check(shard)
+        levels = []
+        for array, (height, width) in zip(self._arrays, self.header.grids, strict=True):
+            block = np.empty((len(rows), *array.shape[1:]), dtype=np.float16)
+            for start, stop, row in _runs(rows):
+                block[start:stop] = array[row : row + stop - start]
+            cells = torch.from_numpy(block).view(len(rows), height, width, -1)
+            levels.append(cells.permute(0, 3, 1, 2))
+        return levels
+
+    def moments(
+        self,
+        rows: Sequence[int],
+        *,
+        patches_per_image: int = 64,
+        seed: int = 0,
+        on_image: Callable[[], None] | None = None,
+    ) -> Moments:
+        """Mean and covariance of the patches of some images, streamed in float64.
+
+        Args:
+            rows: of the image table.
+            patches_per_image: cells drawn from each image; all of them would cost as much as the backbone.
+            seed: of that draw.
+            on_image: called after each image.
+        """
+        running = RunningMoments(sum(self.header.channels))
+        height, width = self.header.grids[0]
+        for row in rows:
+            draw = np.random.default_rng([seed, row])
+            cells = draw.choice(height * width, size=min(patches_per_image, height * width), replace=False)
+            levels = [level[0] for level in self.read([row])]
+            running.update(patches_at(levels, torch.from_numpy(cells)).numpy())
+            if on_image is not None:
+                on_image()
+        return running.result()
+
+    def _check(self, shard: int) -> None:
+        for name, entry in self._shards[shard].items():
+            file = shard_file(self.path, name, shard)
+            if not file.exists() or sha256_of_file(file) != entry["sha256"]:
+                raise damaged(file, "bytes that differ from what was written")
+        self._checked.add(shard)
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Cut `rows` into consecutive stretches: (start, stop) in `rows`, first row."""
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        if stop == len(rows) or rows[stop] != rows[stop - 1] + 1:
+            yield start, stop, rows[start]
+            start = stop
