@@ -44,7 +44,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: see `writing`.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # Cut, or a long name would be too long with what is added to it.
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +75,20 @@ def write_bytes(target: Path, content: bytes) -> None:
 
 def write_json(target: Path, document: Any) -> None:
     """Write a document as indented UTF-8 JSON, atomically. Raises OutputError."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(target, (text + "\n").encode())
+    write_bytes(target, json_text(document).encode())
+
+
+def json_text(document: Any) -> str:
+    """A document as indented JSON, its other scripts as they are.
+
+    A file name that is not UTF-8 keeps its stray bytes: escaped by `printable` they are JSON's own escapes.
+    """
+    return printable(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def printable(text: str) -> str:
+    """Text that any file and terminal takes: the stray bytes of a name that is not UTF-8 become \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def sha256_of_file(path: Path) -> str:

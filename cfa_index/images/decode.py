@@ -193,7 +193,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """A new RGB image with the orientation applied; without `info`, where it would be applied again."""
     image.load()  # PNG and TIFF know their orientation only now
     turn = _TURNS.get(_orientation(image))
-    rgb = _convert(image, name)
+    rgb = to_rgb(image, name=name)
     if turn is not None:
         rgb = rgb.transpose(turn)
     elif rgb is image:
@@ -209,8 +209,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, *, name: str = "the given image") -> Image.Image:
     """Convert to 8-bit RGB by the rules at the top of this module; the orientation is left alone.
+
+    Args:
+        image: of any mode.
+        name: how messages call it.
 
     Returns:
         The image itself when it is RGB and opaque, else a new one.
@@ -219,10 +223,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: a pixel type without a rule (32-bit float, integers beyond 16 bits, 12-bit or
             white-is-zero 16-bit TIFF), or the pixels cannot be decoded.
     """
-    return _convert(image, "the given image")
-
-
-def _convert(image: Image.Image, name: str) -> Image.Image:
     with reading(name):
         if image.mode == "F":
             raise ImageError(
@@ -330,7 +330,7 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int, name: str) -> Image.Im
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     # `fromarray` copies RGB; grey and RGBA it may share, and then the conversion copies.
-    return _convert(Image.fromarray(np.ascontiguousarray(pixels)), name)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), name=name)
 
 
 def _bytes_of(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -16,10 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageOps
 
 from cfa_index.errors import DatasetError, ImageError
 from cfa_index.files import sha256_of_file
-from cfa_index.images.decode import SUFFIXES, name_of, opened, reading, regular_file, to_rgb
+from cfa_index.images.decode import MAX_PIXELS, SUFFIXES, name_of, opened, reading, regular_file, to_rgb
 
 GOOD = "good"
 """The folder, and the label, of images without a defect."""
@@ -157,7 +158,7 @@ class Category:
             DatasetError: there is no folder train/good, or no image in it.
         """
         folder = self.folder / "train" / GOOD
-        if not folder.is_dir():
+        if not _is_folder(folder):
             raise DatasetError(
                 expected=f"good images in {name_of(folder)}",
                 got="no such folder",
@@ -174,7 +175,7 @@ class Category:
             DatasetError: there is no folder test, or no image in its subfolders.
         """
         folder = self.folder / "test"
-        defects = _subfolders(folder)
+        defects = _subfolders(folder) if _is_folder(folder) else []
         images = [
             TestImage(path=path, defect=defect, mask=self._mask(path, defect))
             for defect in sorted(defects, key=lambda name: (name != GOOD, name))
@@ -183,7 +184,7 @@ class Category:
         if not images:
             raise DatasetError(
                 expected=f"images in the subfolders of {name_of(folder)}",
-                got=f"none in its {len(defects)} subfolders",
+                got=f"none in its {len(defects)} subfolders" if _is_folder(folder) else "no such folder",
                 remedy="lay the category out as <category>/test/good/* and <category>/test/<defect>/*",
             )
         return images
@@ -209,17 +210,17 @@ def open_category(data_root: Path, name: str) -> Category:
             got=repr(name),
             remedy="give the folder that holds it with --data-root",
         )
-    there = list_categories(data_root)
     category = Category(data_root, name)
-    if not category.folder.is_dir():
-        some = ", ".join(repr(other) for other in there[:_LISTED])
-        more = f" and {len(there) - _LISTED} more" if len(there) > _LISTED else ""
-        raise DatasetError(
-            expected=f"category {name!r} in {name_of(data_root)}",
-            got=f"only {some}{more}" if there else "no category at all (a folder with train/good in it)",
-            remedy="choose one of them or another --data-root" if there else "give another --data-root",
-        )
-    return category
+    if _is_folder(category.folder):
+        return category
+    there = list_categories(data_root)
+    some = ", ".join(repr(other) for other in there[:_LISTED])
+    more = f" and {len(there) - _LISTED} more" if len(there) > _LISTED else ""
+    raise DatasetError(
+        expected=f"category {name!r} in {name_of(data_root)}",
+        got=f"only {some}{more}" if there else "no category at all (a folder with train/good in it)",
+        remedy="choose one of them or another --data-root" if there else "give another --data-root",
+    )
 
 
 def list_categories(data_root: Path) -> list[str]:
@@ -228,12 +229,19 @@ def list_categories(data_root: Path) -> list[str]:
     Raises:
         DatasetError: the data root is missing, a file, or cannot be read.
     """
-    return [name for name in _subfolders(data_root) if (data_root / name / "train" / GOOD).is_dir()]
+    return [name for name in _subfolders(data_root) if _is_folder(data_root / name / "train" / GOOD)]
 
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the visible directories in a folder, by name; links to directories count here."""
-    return [name for name, _ in _sorted_names(folder) if (folder / name).is_dir()]
+    return [name for name, _ in _sorted_names(folder) if _is_folder(folder / name)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long for the file system, or a folder that may not be looked into
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,14 +277,15 @@ def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.bool_]:
     Raises:
         ImageError: see `decode`; or the mask has another size than its image.
     """
-    with opened(path) as image:
-        if image.size != (width, height):
+    with opened(path, max_pixels=max(MAX_PIXELS, width * height)) as image:
+        mask = ImageOps.exif_transpose(image)
+        if mask.size != (width, height):
             raise ImageError(
                 expected=f"a mask of {width}x{height}, as its image, in {name_of(path)}",
-                got=f"{image.width}x{image.height}",
+                got=f"{mask.width}x{mask.height}",
                 remedy="give the mask of this image, unscaled",
             )
-        image.load()
-        if image.mode == "I" or image.mode.startswith("I;16"):
-            return np.asarray(image) != 0  # the high byte alone would lose small labels
-        return np.asarray(to_rgb(image)).any(axis=2)
+        if mask.mode == "I" or mask.mode.startswith("I;16"):
+            return np.array(mask).astype(np.bool_)  # the high byte alone would lose small labels
+        coloured: npt.NDArray[np.bool_] = np.array(to_rgb(mask, name=name_of(path))).max(axis=2) > 0
+        return coloured

@@ -67,7 +67,8 @@ class Frame:
     def patch_box(self, row: int, column: int, grid: tuple[int, int]) -> Box:
         """The box in source pixels of one patch of a grid (h, w) over the square."""
         height, width = grid
-        assert 0 <= row < height and 0 <= column < width, "a patch outside its grid"
+        assert 0 <= row < height, "a patch outside its grid"
+        assert 0 <= column < width, "a patch outside its grid"
         return self.to_source_box(
             column * self.size_px / width,
             row * self.size_px / height,

@@ -11,6 +11,7 @@ import numpy as np
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import DatasetError, ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
+from cfa_index.files import printable
 from cfa_index.images import TestImage, load_batches, read_mask
 from cfa_index.maps import to_source
 from cfa_index.metrics import PixelMetrics, auroc, auroc_interval
@@ -116,7 +117,7 @@ def evaluate(
             slots = {position: slot for slot, position in enumerate(batch.positions)}
             for position in sorted([*slots, *failed]):
                 image = images[position]
-                uri = "/".join(image.path.parts[-3:])
+                uri = printable("/".join(image.path.parts[-3:]))
                 if position in failed:
                     listener(Notice(message=f"left out: {failed[position]}"))
                     rows.append(

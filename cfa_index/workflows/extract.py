@@ -12,7 +12,7 @@ from torch import Tensor
 from cfa_index.backbones import Backbone
 from cfa_index.errors import DatasetError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import sha256_of_file, sha256_of_json
+from cfa_index.files import printable, sha256_of_file, sha256_of_json
 from cfa_index.images import load_batches
 from cfa_index.specs import FeatureSpec
 from cfa_index.store import (
@@ -115,7 +115,7 @@ def _stamp_all(images: Sequence[Path], source: Path, path: Path, listener: Liste
     stamped = []
     with stage(listener, "checksums", len(images), "images") as advance:
         for image in images:
-            uri = image.relative_to(source).as_posix()
+            uri = printable(image.relative_to(source).as_posix())
             stamped.append(_stamp(image, uri, known.get(uri)))
             advance(1)
     return stamped

@@ -18,7 +18,7 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.engines import run_shards
 from cfa_index.errors import DatasetError, OutputError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import atomic_path, sha256_of_json, write_json, writing
+from cfa_index.files import atomic_path, printable, sha256_of_json, write_json, writing
 from cfa_index.images import decode, list_images, load_batches
 from cfa_index.report import overlay, save_picture
 
@@ -157,7 +157,7 @@ def _shards(images: Iterator[Path], folder: Path) -> Iterator[_Shard]:
         if not part:
             return
         yield _Shard(
-            number=number, images=part, uris=tuple(path.relative_to(folder).as_posix() for path in part)
+            number=number, images=part, uris=tuple(printable(path.relative_to(folder).as_posix()) for path in part)
         )
 
 
@@ -243,7 +243,7 @@ def _score_shard(
                 "height": frame.source_height,
             }
             if heatmaps is not None:
-                name = re.sub(r"[^\w.-]", "_", shard.images[position].stem)[:80]
+                name = re.sub(r"[^\w.-]", "_", shard.images[position].stem)[:40]
                 file = heatmaps / "heatmaps" / f"{shard.first_id + position:08d}_{name}.png"
                 picture = overlay(
                     decode(shard.images[position]), scored.maps[slot].cpu().numpy(), frame, limit

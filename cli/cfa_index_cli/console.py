@@ -28,6 +28,7 @@ from rich.text import Text
 
 from cfa_index import Event, Listener, Notice, StageAdvanced, StageEnded, StageStarted, write_json
 from cfa_index.errors import OutputError
+from cfa_index.files import json_text
 
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -145,7 +146,7 @@ class Session:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table for the person, on standard error."""
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
         for number, name in enumerate(header):
             table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
@@ -192,7 +193,7 @@ def write_document(target: Path | None, document: Mapping[str, Any]) -> None:
     if target is None:
         return
     if str(target) == "-":
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(document))
     else:
         write_json(target, document)
 
