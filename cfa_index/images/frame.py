@@ -113,12 +113,9 @@ def frame_of(width: int, height: int, features: FeatureSpec) -> Frame:
     `whole` resizes both sides to size_px. `crop` resizes both to round(size_px / CROP_RATIO) and keeps
     the centre (paper, Sec. 4.1). `letterbox` resizes the longer side to size_px and the other in
     proportion (to whole pixels: the two scales may differ a little), centred on black.
-
-    Raises:
-        ImageError: the image is so elongated that its letterbox holds the centre of no patch.
     """
     plan, side = _plan(width, height, features), features.size_px
-    frame = Frame(
+    return Frame(
         source_width=width,
         source_height=height,
         scale_x=plan.width / width,
@@ -133,13 +130,6 @@ def frame_of(width: int, height: int, features: FeatureSpec) -> Frame:
             min(plan.top + plan.height, side),
         ),
     )
-    if not frame.is_full and not bool(valid_mask([frame], features.grid).any()):
-        raise ImageError(
-            expected="an image whose letterbox holds the centre of a patch",
-            got=f"{width}x{height}",
-            remedy="cut the image into parts, or build with the geometry 'whole'",
-        )
-    return frame
 
 
 def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Tensor, Frame]:
@@ -155,7 +145,7 @@ def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Ten
         uint8 (3, size_px, size_px), and the frame.
 
     Raises:
-        ImageError: the image is not RGB, or see `frame_of`.
+        ImageError: the image is not RGB.
     """
     if image.mode != "RGB":
         raise ImageError(expected="an RGB image", got=f"mode {image.mode}", remedy="pass it through to_rgb")
@@ -170,7 +160,7 @@ def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Ten
 
 
 def valid_mask(frames: Sequence[Frame], grid: tuple[int, int]) -> torch.Tensor:
-    """Which patches show the image: those whose centre lies in `valid`.
+    """Which patches show any of the image: those that reach into `valid`.
 
     Args:
         frames: B of them.
@@ -189,6 +179,7 @@ def valid_mask(frames: Sequence[Frame], grid: tuple[int, int]) -> torch.Tensor:
 
 
 def _inside(low: int, high: int, cells: int, frame: Frame) -> torch.Tensor:
-    """(cells,) bool: whose centre lies in [low, high) network pixels."""
-    centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * (frame.size_px / cells)
-    return (centres >= low) & (centres < high)
+    """(cells,) bool: which reach into [low, high) network pixels."""
+    size = frame.size_px / cells
+    edges = torch.arange(cells, dtype=torch.float64) * size
+    return (edges + size > low) & (edges < high)

@@ -157,7 +157,9 @@ def _shards(images: Iterator[Path], folder: Path) -> Iterator[_Shard]:
         if not part:
             return
         yield _Shard(
-            number=number, images=part, uris=tuple(printable(path.relative_to(folder).as_posix()) for path in part)
+            number=number,
+            images=part,
+            uris=tuple(printable(path.relative_to(folder).as_posix()) for path in part),
         )
 
 
@@ -259,7 +261,8 @@ def _score_shard(
 def _write_csv(output: Path, parts: Sequence[Path]) -> None:
     """scores.csv from the parts of this run, one at a time."""
     with atomic_path(output / "scores.csv") as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        # Lines end with CR LF (RFC 4180): with LF alone, Python below 3.13 leaves a CR in a name unquoted.
+        writer = csv.writer(handle)
         writer.writerow(_SCHEMA.names)
         for part in parts:
             for row in pq.read_table(part).to_pylist():
