@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,12 +87,11 @@ def current_generation(folder: Path) -> Path:
             got="no file named current there",
             remedy="run cfa-index build first, or check --models-dir and --category",
         )
-    try:
-        name, checksum = pointer.read_text().split()
-    except ValueError as error:
-        raise damaged(pointer, "something else than a generation and its checksum") from error
+    if not (match := re.fullmatch(rb"([0-9]{1,9}) ([0-9a-f]{64})\n", pointer.read_bytes())):
+        raise damaged(pointer, "something else than a generation and its checksum")
+    name, checksum = match[1].decode(), match[2].decode()
     manifest = folder / "generations" / name / "manifest.json"
-    if not name.isdigit() or not manifest.exists() or sha256_of_file(manifest) != checksum:
+    if not manifest.exists() or sha256_of_file(manifest) != checksum:
         raise damaged(pointer, f"generation {name!r}, whose manifest is missing or was changed")
     return manifest.parent
 

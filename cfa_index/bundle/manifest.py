@@ -103,12 +103,14 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise damaged(file, "no file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(file, "text that is not JSON") from error
     try:
         return Manifest.from_dict(document, file)
     except SpecError as error:
         raise BundleError(expected=error.expected, got=error.got, remedy=error.remedy) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(file, f"values that no manifest has ({error})") from error
 
 
 def damaged(file: Path, got: str) -> BundleError:

@@ -4,14 +4,12 @@ from cfa_index.images.batches import ImageBatch, load_batches
 from cfa_index.images.decode import MAX_PIXELS, SUFFIXES, Source, as_image, decode, to_rgb
 from cfa_index.images.folders import (
     Category,
-    FileStamp,
     TestImage,
     list_categories,
     list_images,
     open_category,
     plain_folder,
     read_mask,
-    stamp,
 )
 from cfa_index.images.frame import Frame, frame_of, network_pixels, valid_mask
 
@@ -19,7 +17,6 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "Category",
-    "FileStamp",
     "Frame",
     "ImageBatch",
     "Source",
@@ -34,7 +31,6 @@ __all__ = [
     "open_category",
     "plain_folder",
     "read_mask",
-    "stamp",
     "to_rgb",
     "valid_mask",
 ]

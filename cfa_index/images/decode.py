@@ -32,6 +32,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from cfa_index.errors import ImageError
+from cfa_index.files import printable
 
 SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Names that end so, in any case, are taken for images."""
@@ -138,7 +139,7 @@ def name_of(source: Path | bytes) -> str:
     """How messages call a source; file names that are not UTF-8 are escaped, so that they can be printed."""
     if isinstance(source, bytes):
         return "the given bytes"
-    return str(source).encode("utf-8", "backslashreplace").decode()
+    return printable(str(source))
 
 
 def regular_file(path: Path) -> os.stat_result:

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from PIL import ImageOps
 
 from cfa_index.errors import DatasetError, ImageError
-from cfa_index.files import sha256_of_file
-from cfa_index.images.decode import MAX_PIXELS, SUFFIXES, name_of, opened, reading, regular_file, to_rgb
+from cfa_index.images.decode import MAX_PIXELS, SUFFIXES, name_of, opened, to_rgb
 
 GOOD = "good"
 """The folder, and the label, of images without a defect."""
@@ -242,26 +241,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # a name too long for the file system, or a folder that may not be looked into
         return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileStamp:
-    """What tells whether a file has changed: size in bytes, time of change in ns, SHA-256 in hex."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
-
-
-def stamp(path: Path) -> FileStamp:
-    """The stamp of a file as it is now; reads it whole, in little memory.
-
-    Raises:
-        ImageError: missing, a directory, or it cannot be read.
-    """
-    with reading(name_of(path)):
-        status = regular_file(path)
-        return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256_of_file(path))
 
 
 def read_mask(path: Path, width: int, height: int) -> npt.NDArray[np.bool_]:

@@ -1,8 +1,7 @@
-"""Folders as they come: odd names, links, missing parts, the MVTec layout, stamps and masks."""
+"""Folders as they come: odd names, links, missing parts, the MVTec layout and masks."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import sys
@@ -16,14 +15,12 @@ from PIL import Image
 from cfa_index.errors import DatasetError, ImageError
 from cfa_index.images import (
     Category,
-    FileStamp,
     TestImage,
     list_categories,
     list_images,
     open_category,
     plain_folder,
     read_mask,
-    stamp,
 )
 
 ODD_NAMES = ["two words", 'it\'s "quoted"', "кабель", "線", "a..b", "%s{0}"]
@@ -201,23 +198,6 @@ def test_a_category_may_be_a_link(tmp_path: Path) -> None:
 
 
 # Stamps
-
-
-def test_a_stamp_tells_a_change(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"one")
-    os.utime(path, ns=(5, 7))
-    assert stamp(path) == FileStamp(size=3, mtime_ns=7, sha256=hashlib.sha256(b"one").hexdigest())
-    path.write_bytes(b"two")
-    os.utime(path, ns=(5, 7))
-    assert stamp(path).sha256 == hashlib.sha256(b"two").hexdigest()
-
-
-def test_what_cannot_be_stamped_is_an_image_error(tmp_path: Path) -> None:
-    (tmp_path / "x.png").mkdir()
-    for name, told in (("x.png", "a directory"), ("missing.png", "No such file")):
-        with pytest.raises(ImageError, match=f"{name}, got {told}"):
-            stamp(tmp_path / name)
 
 
 # Masks
