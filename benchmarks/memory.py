@@ -47,7 +47,9 @@ def peak_of_build(images: int, backbone: str, folder: Path) -> tuple[float, floa
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs=2, default=[100, 1000])
     parser.add_argument("--backbone", default="wide_resnet50_2")
     given = parser.parse_args()

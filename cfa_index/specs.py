@@ -175,7 +175,7 @@ class BankSpec(_Spec):
     gamma_c: float = 1.0
     beta: float = 0.1
     iterations: int = 20
-    sample_patches: int = 131_072
+    sample_patches: int = 65_536
 
     def __post_init__(self) -> None:
         _require(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -75,7 +76,10 @@ class ModelBundle:
         tensors = _load_tensors(path / DESCRIPTOR_FILE)
         self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
         self.initial_descriptor = _descriptor(manifest.channels, tensors, "phi_0").to(device)
-        vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        try:
+            vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise damaged(path / VECTORS_FILE, "a file that is no plain array") from error
         self.bank = MemoryBank(vectors, manifest.spec.index, device)
         self.scorer = Scorer(
             self.backbone,
@@ -198,7 +202,10 @@ def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Te
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = load_file(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, "a file that is no safetensors file") from error
     return tensors
 
 

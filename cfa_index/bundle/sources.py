@@ -6,9 +6,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from cfa_index.bundle.manifest import damaged
 
 SOURCES_FILE = "sources.parquet"
 EXEMPLARS_FILE = "exemplars.parquet"
@@ -50,7 +53,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def read_sources(path: Path) -> list[MemorySource]:
-    """Read `sources.parquet`."""
+    """Read `sources.parquet`. Raises BundleError when it is no such table."""
     return [
         MemorySource(
             uri=row["uri"],
@@ -58,10 +61,18 @@ def read_sources(path: Path) -> list[MemorySource]:
             column=row["column"],
             box=(row["left"], row["top"], row["right"], row["bottom"]),
         )
-        for row in pq.read_table(path).to_pylist()
+        for row in _rows(path)
     ]
 
 
 def read_exemplars(path: Path) -> list[bytes]:
-    """Read `exemplars.parquet`: a JPEG a memory."""
-    return [row["jpeg"] for row in pq.read_table(path).to_pylist()]
+    """Read `exemplars.parquet`: a JPEG a memory. Raises BundleError when it is no such table."""
+    return [row["jpeg"] for row in _rows(path)]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise damaged(path, "a file that is no Parquet table") from error
+    return rows

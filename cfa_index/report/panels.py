@@ -17,6 +17,7 @@ _VIEW_PX = 360
 _CELL_PX = 104
 _GAP_PX = 12
 _LINE_PX = 16
+_CAPTION_LETTERS = 16
 _INK = (32, 33, 36)
 _FAINT = (110, 114, 120)
 _PATCH_COLOURS = (
@@ -114,7 +115,13 @@ def _draw_row(
                 canvas.paste(exemplar.convert("RGB").resize((_CELL_PX, _CELL_PX)), (x, y + _LINE_PX))
         else:
             draw.rectangle((x, y + _LINE_PX, x + _CELL_PX - 1, y + _LINE_PX + _CELL_PX - 1), outline=_FAINT)
-        _write(draw, (x, y + _LINE_PX + _CELL_PX), caption[-16:], _FAINT)
+        _write(draw, (x, y + _LINE_PX + _CELL_PX), _short(caption), _FAINT)
+
+
+def _short(uri: str) -> str:
+    """The last part of a path, cut to the width of a cell."""
+    name = uri.rsplit("/", 1)[-1]
+    return name if len(name) <= _CAPTION_LETTERS else name[: _CAPTION_LETTERS - 3] + "..."
 
 
 def _verdict(score: float, threshold: float | None) -> str:

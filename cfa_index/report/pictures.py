@@ -24,9 +24,10 @@ def overlay(
 ) -> Image.Image:
     """The image with its anomaly map over it.
 
-    The colour scale starts at half the threshold and is full at one and a half times it, so that
-    pictures of one model can be compared; without a threshold it spans this map's own range. What
-    lies above the threshold is outlined. Where the network did not look, the image is darkened.
+    The colour scale starts at half the threshold and is full at one and a half times it, or at the
+    map's own peak where that is higher, so that a good image stays dark; without a threshold it spans
+    the map's own range. What lies above the threshold is outlined. Where the network did not look, the
+    image is darkened.
 
     Args:
         image: RGB source, upright.
@@ -61,9 +62,10 @@ def overlay(
 
 
 def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if threshold is not None and threshold > 0:
-        return 0.5 * threshold, 1.5 * threshold
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+        return 0.5 * threshold, max(1.5 * threshold, high)
+    return low, high
 
 
 def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

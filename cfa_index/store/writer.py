@@ -57,11 +57,16 @@ class StoreWriter:
                 got="another process that is writing it",
                 remedy="wait for it to end, or give another --features-dir",
             ) from error
-        self._recorded = self._read_records()
-        self.todo = plan_shards(self._images, self._recorded)
-        if self.todo or not _is_finished(path, header, len(images)):
-            (path / "store.json").unlink(missing_ok=True)
-        self._arrays = self._open_arrays() if self.todo else []
+        try:
+            self._recorded = self._read_records()
+            self.todo = plan_shards(self._images, self._recorded)
+            if self.todo or not _is_finished(path, header, len(images)):
+                with writing(path):
+                    (path / "store.json").unlink(missing_ok=True)
+            self._arrays = self._open_arrays() if self.todo else []
+        except BaseException:  # nobody gets this object, so nobody else can give the lock back
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,7 @@ from cfa_index.compress import (
     sample_patches,
 )
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
-from cfa_index.errors import BankError
+from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
 from cfa_index.scorer import Scorer
@@ -51,11 +51,23 @@ from cfa_index.workflows.extract import READ_IMAGES, extract, iterate_pyramids, 
 
 @dataclass(frozen=True, kw_only=True)
 class GoodImages:
-    """Where a build's images are: files below `source`, under a category's name."""
+    """Where a build's images are: files below `source`, under a category's name.
+
+    Raises:
+        DatasetError: the name is no folder's name, so that the model would lie elsewhere.
+    """
 
     category: str
     source: Path
     images: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        if self.category in ("", ".", "..") or any(mark in self.category for mark in "/\\\0"):
+            raise DatasetError(
+                expected="the name of a folder as category",
+                got=repr(self.category),
+                remedy="give a name without slashes with --category",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.engines import run_shards
 from cfa_index.errors import DatasetError, OutputError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import atomic_path, printable, sha256_of_json, write_json, writing
+from cfa_index.files import atomic_path, printable, sha256_of_json, write_json
 from cfa_index.images import decode, list_images, load_batches
 from cfa_index.report import overlay, save_picture
 
@@ -194,9 +194,7 @@ def _claim(output: Path, folder: Path, settings: dict[str, Any]) -> None:
             got="something else there",
             remedy="give another -o",
         )
-    with writing(output):
-        (output / "parts").mkdir(parents=True, exist_ok=True)
-    write_json(file, settings)
+    write_json(file, settings)  # first of all, or a run that fails here could not be given again
 
 
 def _part(output: Path, shard: _Shard) -> Path:

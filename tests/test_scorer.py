@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from scipy import ndimage
+
+from cfa_index.backbones import Backbone, load_backbone
+from cfa_index.bank import MemoryBank
+from cfa_index.descriptor import PatchDescriptor, initial_descriptor
+from cfa_index.images import Frame, frame_of
+from cfa_index.pyramid import patches
+from cfa_index.scorer import Scorer
+from cfa_index.specs import DescriptorSpec, FeatureSpec, Geometry, IndexSpec, PatchScore, ScoreSpec
+
+CPU = torch.device("cpu")
+
+
+def make(
+    geometry: Geometry = "whole", patch_score: PatchScore = "certainty"
+) -> tuple[Scorer, Backbone, PatchDescriptor]:
+    features = FeatureSpec(backbone="resnet18", strides=(8, 16), size_px=64, geometry=geometry)
+    backbone = load_backbone("resnet18", (8, 16), size_px=64, weights="random", seed=0)
+    phi = initial_descriptor(
+        DescriptorSpec(init="he", gamma_d=0.1, standardise=False), backbone.channels, None, seed=0
+    )
+    vectors = np.random.default_rng(0).normal(size=(40, phi.width)).astype(np.float32)
+    bank = MemoryBank(vectors, IndexSpec(), CPU)
+    scorer = Scorer(
+        backbone,
+        phi,
+        bank,
+        features=features,
+        score=ScoreSpec(neighbors=4, patch_score=patch_score, sigma_px=2.0),
+    )
+    return scorer, backbone, phi
+
+
+def frames(count: int, geometry: Geometry = "whole") -> list[Frame]:
+    return [frame_of(64, 32, FeatureSpec(backbone="resnet18", size_px=64, geometry=geometry))] * count
+
+
+def pixels(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("patch_score", ["certainty", "nearest"])
+def test_the_whole_way_agrees_with_plain_arithmetic(patch_score: PatchScore) -> None:
+    scorer, backbone, phi = make(patch_score=patch_score)
+    batch = pixels(2)
+    got = scorer.score_pixels(batch, frames(2))
+    full = patches(backbone.pyramid(batch)).numpy().astype(float)
+    weight, bias = (tensor.detach().numpy().astype(float) for tensor in (phi.weight, phi.bias))
+    y, x = np.meshgrid(np.linspace(-1, 1, 8), np.linspace(-1, 1, 8), indexing="ij")
+    xy = np.stack([x.ravel(), y.ravel()], axis=1)
+    bank = scorer.bank.vectors.astype(float)
+    for number in range(2):
+        adapted = np.concatenate([full[number], xy], axis=1) @ weight.T + bias
+        grid = np.zeros(64)
+        for cell, patch in enumerate(adapted):
+            ids = reference.nearest(patch, bank, 4)
+            distances = [reference.sq_distance(patch, bank[row]) ** 0.5 for row in ids]
+            grid[cell] = (
+                reference.certainty_score(distances) if patch_score == "certainty" else min(distances)
+            )
+        np.testing.assert_allclose(got.patch_scores[number].numpy().ravel(), grid, rtol=1e-3)
+        upsampled = reference.bilinear(grid.reshape(1, 8, 8), 64, 64)[0]
+        expected = ndimage.gaussian_filter(upsampled, 2.0)
+        np.testing.assert_allclose(got.maps[number].numpy(), expected, rtol=1e-3)
+        assert got.scores[number].item() == pytest.approx(expected.max(), rel=1e-3)
+
+
+def test_a_score_does_not_depend_on_its_batch() -> None:
+    scorer, _, _ = make()
+    batch = pixels(5)
+    together = scorer.score_pixels(batch, frames(5)).scores
+    alone = torch.cat([scorer.score_pixels(batch[i : i + 1], frames(1)).scores for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+def test_a_stored_pyramid_scores_like_its_image_up_to_half_precision() -> None:
+    scorer, backbone, _ = make()
+    batch = pixels(3)
+    stored = [level.half() for level in backbone.pyramid(batch)]
+    torch.testing.assert_close(
+        scorer.score_pyramid(stored, frames(3)).scores,
+        scorer.score_pixels(batch, frames(3)).scores,
+        rtol=1e-2,
+        atol=0,
+    )
+
+
+def test_letterbox_padding_has_no_score_and_no_influence() -> None:
+    scorer, _, _ = make(geometry="letterbox")
+    frame = frames(1, "letterbox")
+    scored = scorer.score_pixels(pixels(1), frame)
+    top, bottom = frame[0].valid[1], frame[0].valid[3]
+    assert scored.patch_scores[0, : top // 8].abs().max() == 0
+    assert scored.maps[0, :top].abs().max() == 0
+    assert scored.maps[0, bottom:].abs().max() == 0
+    assert scored.maps[0, top:bottom].min() > 0
+
+
+def test_an_empty_batch_is_fine() -> None:
+    scorer, _, _ = make()
+    assert scorer.score_pixels(pixels(0), []).scores.shape == (0,)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfa_index.bank import MemoryBank
+from cfa_index.descriptor import coordinates, initial_descriptor
+from cfa_index.pyramid import patches
+from cfa_index.specs import DescriptorSpec, IndexSpec, TrainSpec
+from cfa_index.workflows.calibrate import split_held_out
+from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from cfa_index.workflows.train import Trainer, restore, snapshot
+
+CHANNELS = (5, 6)
+CPU = torch.device("cpu")
+
+
+def pyramid(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(2, 5, 6, 6, generator=generator),
+        torch.randn(2, 6, 3, 3, generator=generator),
+    ]
+
+
+def trainer_of(spec: TrainSpec, radius: float) -> Trainer:
+    phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=1)
+    vectors = np.random.default_rng(2).normal(size=(20, 11)).astype(np.float32)
+    return Trainer(phi, MemoryBank(vectors, IndexSpec(), CPU), spec, radius)
+
+
+@pytest.mark.parametrize("radius", [1e-5, 2.0, 3.5])
+@pytest.mark.parametrize("loss_scale", [1.0, 1000.0])
+def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: float) -> None:
+    spec = TrainSpec(attract=3, repel=2, margin=0.1, learning_rate=1e-3, loss_scale=loss_scale, radius=radius)
+    trainer = trainer_of(spec, radius)
+    weight = trainer.descriptor.weight.detach().double().requires_grad_()
+    bias = trainer.descriptor.bias.detach().double().requires_grad_()
+    r = torch.tensor(radius, dtype=torch.float64, requires_grad=True)
+    bank = torch.tensor(trainer.bank.vectors).double()
+    optimizer = torch.optim.AdamW(
+        [{"params": [weight, bias], "weight_decay": spec.weight_decay}, {"params": [r], "weight_decay": 0.0}],
+        lr=spec.learning_rate,
+        amsgrad=True,
+    )
+    for step in range(4):
+        levels = pyramid(step)
+        attraction, repulsion, distance = trainer.step(levels)
+
+        full = torch.cat([patches(levels), coordinates((6, 6)).expand(2, -1, -1)], dim=2).double()
+        phi = (full @ weight.T + bias).flatten(0, 1)
+        nearest = (phi[:, None] - bank[None]).square().sum(2).sort(dim=1).values
+        near, following = nearest[:, :3], nearest[:, 3:5]
+        l_att = (near - r**2).clamp_min(0).mean()
+        l_rep = (r**2 - following - 0.1).clamp_min(0).mean()
+        assert attraction == pytest.approx(l_att.item(), rel=1e-4)
+        assert repulsion == pytest.approx(l_rep.item(), rel=1e-4, abs=1e-5)
+        assert distance == pytest.approx(near.sqrt().mean().item(), rel=1e-4)
+        optimizer.zero_grad()
+        torch.autograd.backward([loss_scale * (l_att + l_rep)])
+        optimizer.step()
+    torch.testing.assert_close(trainer.descriptor.weight.double(), weight, rtol=1e-3, atol=2e-5)
+    assert trainer.loss.radius.item() == pytest.approx(r.item(), rel=1e-4)
+    assert trainer.loss.radius.item() != pytest.approx(radius, rel=1e-4)  # the radius moves
+
+
+def test_no_weight_decay_on_the_radius() -> None:
+    # Everything inside the sphere and nothing to repel: no gradient, so only decay could move r.
+    trainer = trainer_of(TrainSpec(repel=0, weight_decay=0.5), radius=100.0)
+    before = trainer.descriptor.weight.detach().clone()
+    trainer.step(pyramid(0))
+    assert trainer.loss.radius.item() == 100.0
+    assert not torch.equal(before, trainer.descriptor.weight)
+
+
+def test_a_checkpoint_gives_the_trainer_back(tmp_path: Path) -> None:
+    spec = TrainSpec(learning_rate=1e-2)
+    unbroken, broken = trainer_of(spec, 2.0), trainer_of(spec, 2.0)
+    for seed in range(3):
+        unbroken.step(pyramid(seed))
+    broken.step(pyramid(0))
+    write_checkpoint(tmp_path, {"who": "a"}, snapshot(broken, []))
+    found = read_checkpoint(tmp_path, {"who": "a"})
+    assert isinstance(found, Checkpoint)
+    resumed = trainer_of(spec, 2.0)
+    assert restore(resumed, found) == []
+    for seed in (1, 2):
+        resumed.step(pyramid(seed))
+    assert torch.equal(resumed.descriptor.weight, unbroken.descriptor.weight)
+    assert resumed.loss.radius.item() == unbroken.loss.radius.item()
+
+
+def test_another_training_s_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"who": "a"}, snapshot(trainer_of(TrainSpec(), 2.0), []))
+    assert read_checkpoint(tmp_path, {"who": "b"}) is None
+    assert read_checkpoint(tmp_path / "nowhere", {"who": "a"}) is None
+
+
+def test_a_damaged_checkpoint_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"half a file")
+    assert read_checkpoint(tmp_path, {"who": "a"}) is None
+
+
+@given(st.integers(1, 200), st.floats(0, 0.99), st.integers(0, 5))
+def test_held_out_images_are_a_seeded_share_and_never_all(count: int, share: float, seed: int) -> None:
+    rows = list(range(3, 3 + count))
+    fit, held = split_held_out(rows, share, seed)
+    assert sorted(fit + held) == rows
+    assert fit
+    assert len(held) == min(int(count * share), count - 1)
+    assert (fit, held) == split_held_out(rows, share, seed)
