@@ -1,6 +1,7 @@
 """Image AUROC on the ELPV solar cells, before and after training, several seeds.
 
     python -m benchmarks.elpv --split dev            choose settings here
+    python -m benchmarks.elpv --split dev --set score.patch_score=certainty --set train.epochs=0
     python -m benchmarks.elpv --split test           once, for the report
 
 The split is that of `cfa_index.split_cells`. `dev` scores the held-out good training cells against the
@@ -89,6 +90,22 @@ def summarise(runs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
     }
 
 
+def change(spec: ModelSpec, changes: Sequence[str]) -> ModelSpec:
+    """A spec with fields given as SECTION.FIELD=VALUE, the value as JSON or a plain word."""
+    values = spec.to_dict()
+    for one in changes:
+        path, text = one.split("=", 1)
+        *sections, name = path.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        try:
+            target[name] = json.loads(text)
+        except ValueError:
+            target[name] = text
+    return ModelSpec.from_dict(values)
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(
@@ -100,15 +117,16 @@ def main() -> None:
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument(
+        "--set", action="append", default=[], help="SECTION.FIELD=VALUE, a field of the settings"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     set_threads(given.threads)
     base = preset(given.preset)
     base = replace(base, features=replace(base.features, backbone=given.backbone))
-    if given.epochs is not None:
-        base = replace(base, train=replace(base.train, epochs=given.epochs))
+    base = change(base, given.set)
     print(describe(0, seeds=given.seeds, preset=given.preset, split=given.split, backbone=given.backbone))
     print(json.dumps(base.to_dict()))
     results = {}

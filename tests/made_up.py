@@ -6,12 +6,14 @@ Every picture is drawn from its number alone, so that two runs see the same byte
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
 import sys
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,8 @@ import numpy as np
 from cfa_index_cli.main import app
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from typer.testing import CliRunner
-
-from cfa_index import BuildReport, GoodImages, ModelSpec, build, load_backbone, preset
-from cfa_index.specs import BankSpec, FeatureSpec
 
 SIDE_PX = 64
 QUICK = (
@@ -31,6 +31,8 @@ QUICK = (
 )
 """Options of a build that takes a fraction of a second."""
 CONSOLE_SCRIPT = Path(sys.executable).parent / "cfa-index"
+ONE_THREAD = {"CFA_INDEX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of a command in a test: on a small shared machine, more threads wait for each other."""
 
 
 def texture(number: int, *, width: int = SIDE_PX, height: int = SIDE_PX) -> NDArray[np.uint8]:
@@ -45,15 +47,23 @@ def texture(number: int, *, width: int = SIDE_PX, height: int = SIDE_PX) -> NDAr
 def write_image(path: Path, pixels: NDArray[np.uint8]) -> Path:
     """A PNG, its folders too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG")
+    Image.fromarray(pixels).save(path, "PNG", compress_level=1)
     return path
 
 
 def write_good(folder: Path, count: int, *, first: int = 0) -> Path:
     """`count` good images 000.png, 001.png, ... in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        write_image(folder / f"{number:03d}.png", texture(number))
+        (folder / f"{number:03d}.png").write_bytes(_png(number))
     return folder
+
+
+@cache
+def _png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(texture(number)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def write_category(root: Path, name: str = "weave", *, train: int = 20, test: int = 4) -> Path:
@@ -75,7 +85,9 @@ def write_huge(path: Path) -> Path:
     """A true PNG of 10,000 x 10,000 = 100 megapixels that takes 12 kB: one bit a pixel, all black."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", 10_000, 10_000, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(1251 * 10_000))
@@ -117,13 +129,15 @@ class Outcome:
         assert self.out == "", self
         lines = self.err.splitlines()
         assert [line.startswith("cfa-index: expected ") for line in lines].count(True) == 1, self
-        assert lines[-1].startswith("cfa-index: expected ") and "; " in lines[-1], self
+        assert lines[-1].startswith("cfa-index: expected "), self
+        assert "; " in lines[-1], self
         return lines[-1]
 
 
-def cfa(*arguments: str | Path, env: dict[str, str] | None = None) -> Outcome:
+def cfa(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
     """Run a command of `cfa-index` in this process, on one thread; a stray exception is raised here."""
-    given = {"CFA_INDEX_THREADS": "1", **(env or {})}
+    given = {**ONE_THREAD, **(env or {})}
+    threadpool_limits(1, "blas")  # numpy's, which --threads leaves alone
     result = CliRunner().invoke(app, [str(a) for a in arguments], env=given, catch_exceptions=False)
     return Outcome(code=result.exit_code, out=result.stdout, err=result.stderr)
 
@@ -161,7 +175,7 @@ class Workplace:
         """`--data-root`, `--models-dir` and `--features-dir`."""
         return ("--data-root", str(self.data), *self.stores)
 
-    def build(self, *more: str | Path, category: str = "weave") -> Outcome:
+    def build(self, *more: object, category: str = "weave") -> Outcome:
         """`cfa-index build`, quick."""
         return cfa("build", "-c", category, *self.everything, *QUICK, *more)
 
@@ -178,33 +192,6 @@ def built_workplace(root: Path, *, train: int = 20, test: int = 4) -> Workplace:
     outcome = place.build()
     assert outcome.code == 0, outcome
     return place
-
-
-def quick_spec(*, method: str = "kmeans", bank_size: int = 32) -> ModelSpec:
-    """The settings of `QUICK`, for calls of the library."""
-    base = preset("recommended")
-    values = {**base.to_dict()}
-    values["features"] = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=SIDE_PX).to_dict()
-    values["bank"] = BankSpec(**{**base.bank.__dict__, "method": method, "size": bank_size}).to_dict()
-    return ModelSpec.from_dict(values)
-
-
-def quick_build(place: Workplace, spec: ModelSpec | None = None, category: str = "weave") -> BuildReport:
-    """The same as `Workplace.build`, by the library."""
-    import torch
-
-    spec = spec or quick_spec()
-    folder = place.data / category
-    return build(
-        GoodImages(
-            category=category, source=folder, images=sorted((folder / "train" / "good").glob("*.png"))
-        ),
-        spec,
-        backbone=load_backbone("resnet18", spec.features.strides, size_px=SIDE_PX, weights="random"),
-        models_dir=place.models,
-        features_dir=place.features,
-        device=torch.device("cpu"),
-    )
 
 
 def tree(folder: Path) -> dict[str, str]:

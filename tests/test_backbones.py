@@ -27,9 +27,9 @@ from cfa_index.backbones import (
     backbone_names,
     checkpoint_path,
     load_backbone,
+    registry as registry_module,
     sha256_of_tensors,
 )
-from cfa_index.backbones import registry as registry_module
 from cfa_index.errors import OutputError, SpecError, WeightsError
 
 STRIDES = (4, 8, 16)

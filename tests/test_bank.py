@@ -8,8 +8,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cfa_index.bank import MemoryBank, exact_sq_distances, kmeans, nearest_rows, set_threads
 from cfa_index.errors import BankError, SpecError

@@ -15,6 +15,7 @@ import pytest
 from made_up import CONSOLE_SCRIPT, QUICK, Workplace, cfa
 from PIL import Image
 
+PROCESS = {**os.environ, **made_up.ONE_THREAD}
 RANDOM_WARNING = "warning: random (seed 0) weights"
 
 
@@ -198,7 +199,9 @@ def test_ratios_are_fractions_or_decimals(tmp_path: Path) -> None:
     options = (*QUICK[:-2], "--method", "mean", "--json", "-")
     build = ("build", "-c", "weave", *place.everything, *options)
     fraction = cfa(*build, "--gamma-d", "1/4", "--gamma-c", "1/4", "--held-out", "1/3").document
-    decimal = cfa(*build, "--gamma-d", "0.25", "--gamma-c", "0.25", "--held-out", "0.3333333333333333").document
+    decimal = cfa(
+        *build, "--gamma-d", "0.25", "--gamma-c", "0.25", "--held-out", "0.3333333333333333"
+    ).document
     assert fraction["spec"] == decimal["spec"]
     assert (fraction["width"], fraction["memories"]) == ((64 + 128) // 4, 16 * 16 // 4)
     assert cfa(*build, "--gamma-d", "4").error_line.endswith("write 1/4 or 0.25, not 4")
@@ -223,7 +226,7 @@ def test_weights_can_be_left_out_of_the_model_and_handed_over(tmp_path: Path) ->
     )
     assert built.code == 0, built
     assert built.document["weights"] == "file resnet18.safetensors"
-    assert "backbone.safetensors" not in os.listdir(built.document["path"])
+    assert "backbone.safetensors" not in made_up.tree(Path(built.document["path"]))
     image = place.data / "weave" / "test" / "hole" / "000.png"
     query = ("query", image, "-c", "weave", *place.model, "-o", tmp_path / "query")
     assert cfa(*query, "--weights", weights).code == 0
@@ -295,12 +298,18 @@ def test_the_console_script_as_a_process_of_its_own(place: Workplace, tmp_path: 
     image = place.data / "weave" / "test" / "hole" / "001.png"
     command = [str(CONSOLE_SCRIPT), "query", str(image), "-c", "weave", *place.model]
     done = subprocess.run(
-        [*command, "-o", str(tmp_path), "--json", "-"], capture_output=True, text=True, timeout=120
+        [*command, "-o", str(tmp_path), "--json", "-"],
+        capture_output=True,
+        env=PROCESS,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done
     assert json.loads(done.stdout)["images"][0]["is_anomalous"] is True
     assert RANDOM_WARNING in done.stderr
-    usage = subprocess.run([str(CONSOLE_SCRIPT), "build", "--preset", "best"], capture_output=True, text=True)
+    usage = subprocess.run(
+        [str(CONSOLE_SCRIPT), "build", "--preset", "best"], capture_output=True, env=PROCESS, text=True
+    )
     assert (usage.returncode, usage.stdout) == (2, "")
     assert "recommended" in usage.stderr
 
@@ -312,6 +321,7 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> N
     os.mkfifo(events)  # the command waits here until somebody reads: no race with its start
     process = subprocess.Popen(
         [CONSOLE_SCRIPT, "build", "-c", "weave", *place.everything, *QUICK, "--events", events],
+        env=PROCESS,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

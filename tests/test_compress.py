@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from cfa_index.compress import (

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cfa_index.bank import MemoryBank
 from cfa_index.hypersphere import (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cfa_index import Event, Listener, Notice, StageAdvanced, StageEnded, StageStarted, write_json
+from cfa_index import (
+    Event,
+    Listener,
+    Notice,
+    StageAdvanced,
+    StageEnded,
+    StageStarted,
+    json_text,
+    write_json,
+    writing,
+)
 from cfa_index.errors import OutputError
-from cfa_index.files import json_text
 
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -170,20 +180,22 @@ def session(events: Path | None) -> Iterator[Session]:
                 got=error.strerror or str(error),
                 remedy="give --events another path",
             ) from error
-        listener = _both(display, handle.write)
+        listener = _both(display, events, handle.write)
     try:
         yield Session(listener, console, display.seconds)
     finally:
         display.close()
         if handle is not None:
-            handle.close()
+            with suppress(OSError):  # of a full disk: the line that failed has said so
+                handle.close()
 
 
-def _both(display: Listener, write: Callable[[str], int]) -> Listener:
+def _both(display: Listener, events: Path, write: Callable[[str], int]) -> Listener:
     def listen(event: Event) -> None:
         display(event)
         line = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
-        write(json.dumps(line) + "\n")
+        with writing(events):
+            write(json.dumps(line) + "\n")
 
     return listen
 
@@ -193,7 +205,19 @@ def write_document(target: Path | None, document: Mapping[str, Any]) -> None:
     if target is None:
         return
     if str(target) == "-":
-        sys.stdout.write(json_text(document))
+        try:
+            sys.stdout.write(json_text(document))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is still in the buffer would fail again when Python ends, with a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise OutputError(
+                expected="to write standard output",
+                got=error.strerror or str(error),
+                remedy="give --json a file on another disk",
+            ) from error
     else:
         write_json(target, document)
 

@@ -21,6 +21,15 @@ class _Commands(TyperGroup):
         except CfaIndexError as error:
             typer.echo(f"cfa-index: {error}", err=True)
             raise typer.Exit(1) from error
+        except BrokenPipeError:  # see `run`
+            raise
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            got = error.strerror or str(error)
+            place = f" {error.filename}" if error.filename else " a file"
+            typer.echo(
+                f"cfa-index: expected to use{place}, got {got}; check the path and its permissions", err=True
+            )
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

@@ -101,7 +101,9 @@ def load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     if unknown:
         raise typer.BadParameter(f"{value} has an unknown option {sorted(unknown)[0]!r}")
     defaults = {
-        mine[_dashed(key)]: _word(setting) for key, setting in [*top.items(), *own.items()] if _dashed(key) in mine
+        mine[_dashed(key)]: _word(setting)
+        for key, setting in [*top.items(), *own.items()]
+        if _dashed(key) in mine
     }
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return value
@@ -181,6 +183,8 @@ Config = Annotated[
     ),
 ]
 
+LARGEST_SEED = 1_000_000_000
+"""FAISS takes 31 bits, and k-means counts on from it."""
 DATA_ROOT = Path("data")
 MODELS_DIR = Path("models")
 FEATURES_DIR = Path("features")

@@ -16,8 +16,15 @@ import torch
 from PIL import Image
 
 from cfa_index.errors import ImageError, SpecError
-from cfa_index.images import ImageBatch, Source, as_image, decode, load_batches, network_pixels
-from cfa_index.images import batches as module
+from cfa_index.images import (
+    ImageBatch,
+    Source,
+    as_image,
+    batches as module,
+    decode,
+    load_batches,
+    network_pixels,
+)
 from cfa_index.specs import FeatureSpec
 
 SPEC = FeatureSpec(size_px=32)

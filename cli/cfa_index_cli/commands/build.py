@@ -62,7 +62,9 @@ def build_command(
     false_alarm_rate: Annotated[
         str | None, typer.Option("--false-alarm-rate", help="Share of good images that may score above it.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of every random choice.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=o.LARGEST_SEED, help="Of every random choice.")
+    ] = None,
     embed_weights: Annotated[
         bool, typer.Option("--embed-weights/--no-embed-weights", help="Put the backbone into the model.")
     ] = True,

@@ -24,7 +24,9 @@ def train_command(
     radius: Annotated[
         str | None, typer.Option("--radius", help="Start of the learned radius: a number, or 'median'.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the order of the images.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=o.LARGEST_SEED, help="Of the order of the images.")
+    ] = None,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
