@@ -7,6 +7,7 @@ D' = gamma_d * D and M = gamma_c * h * w.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -22,6 +23,8 @@ PresetName = Literal["recommended", "paper", "published-code"]
 STRIDES = (4, 8, 16)
 CROP_RATIO = 224 / 256
 """Side of the centre crop over side of the resized image (paper, Sec. 4.1: resize 256, crop 224)."""
+LARGEST_SEED = 1_000_000_000
+"""FAISS takes 31 bits, and k-means counts on from it."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object, remedy: str = "") -> None:
@@ -149,7 +152,7 @@ class DescriptorSpec(_Spec):
             self.gamma_d,
             "use init 'whiten' to keep fewer directions",
         )
-        _require(self.shrinkage >= 0, "shrinkage", "0 or more", self.shrinkage)
+        _require(0 <= self.shrinkage < math.inf, "shrinkage", "finite, 0 or more", self.shrinkage)
 
     def width(self, in_channels: int) -> int:
         """D' for D = `in_channels`, at least 1."""
@@ -235,14 +238,16 @@ class TrainSpec(_Spec):
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, "epochs", "0 or more", self.epochs)
         _require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
-        _require(self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate)
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(
+            0 < self.learning_rate < math.inf, "learning_rate", "finite and more than 0", self.learning_rate
+        )
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "finite, 0 or more", self.weight_decay)
         _require(self.attract >= 1, "attract (K)", "1 or more", self.attract)
         _require(self.repel >= 0, "repel (J)", "0 or more", self.repel)
-        _require(self.margin >= 0, "margin (alpha)", "0 or more", self.margin)
-        radius_fits = self.radius == "median" if isinstance(self.radius, str) else self.radius > 0
+        _require(0 <= self.margin < math.inf, "margin (alpha)", "finite, 0 or more", self.margin)
+        radius_fits = self.radius == "median" if isinstance(self.radius, str) else 0 < self.radius < math.inf
         _require(radius_fits, "radius", "more than 0, or 'median'", self.radius)
-        _require(self.loss_scale > 0, "loss_scale", "more than 0", self.loss_scale)
+        _require(0 < self.loss_scale < math.inf, "loss_scale", "finite and more than 0", self.loss_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +275,7 @@ class ScoreSpec(_Spec):
             self.patch_score,
         )
         _require(self.neighbors >= 1, "neighbors (K)", "1 or more", self.neighbors)
-        _require(self.sigma_px >= 0, "sigma_px", "0 or more", self.sigma_px)
+        _require(0 <= self.sigma_px < 1000, "sigma_px", "from 0 to below 1,000", self.sigma_px)
         _require(0 < self.false_alarm_rate < 1, "false_alarm_rate", "between 0 and 1", self.false_alarm_rate)
 
 
@@ -295,6 +300,7 @@ class ModelSpec(_Spec):
 
     def __post_init__(self) -> None:
         _require(0 <= self.held_out < 1, "held_out", "a share in [0, 1)", self.held_out)
+        _require(0 <= self.seed <= LARGEST_SEED, "seed", f"from 0 to {LARGEST_SEED}", self.seed)
         memories, patches = (
             self.bank.memories(self.features.patches_per_image),
             self.features.patches_per_image,

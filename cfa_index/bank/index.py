@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cfa_index.bank.neighbors import Neighbors
@@ -140,7 +141,7 @@ def nearest_rows(
 
 
 def set_threads(threads: int) -> None:
-    """Give FAISS's and torch's loops `threads` threads each; they never run at the same time.
+    """Give the loops of FAISS, torch and numpy `threads` threads each; no two of them run at once.
 
     Raises:
         SpecError: fewer than one.
@@ -149,6 +150,7 @@ def set_threads(threads: int) -> None:
         raise SpecError(expected="1 thread or more", got=str(threads), remedy="give another --threads")
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def gpu_count() -> int:

@@ -183,8 +183,6 @@ Config = Annotated[
     ),
 ]
 
-LARGEST_SEED = 1_000_000_000
-"""FAISS takes 31 bits, and k-means counts on from it."""
 DATA_ROOT = Path("data")
 MODELS_DIR = Path("models")
 FEATURES_DIR = Path("features")

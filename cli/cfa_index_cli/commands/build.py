@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cfa_index.specs import LARGEST_SEED
 from cfa_index_cli import options as o
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def build_command(
         str | None, typer.Option("--false-alarm-rate", help="Share of good images that may score above it.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=o.LARGEST_SEED, help="Of every random choice.")
+        int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of every random choice.")
     ] = None,
     embed_weights: Annotated[
         bool, typer.Option("--embed-weights/--no-embed-weights", help="Put the backbone into the model.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cfa_index.specs import LARGEST_SEED
 from cfa_index_cli import options as o
 
 
@@ -25,7 +26,7 @@ def train_command(
         str | None, typer.Option("--radius", help="Start of the learned radius: a number, or 'median'.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=o.LARGEST_SEED, help="Of the order of the images.")
+        int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the order of the images.")
     ] = None,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
