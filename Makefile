@@ -19,7 +19,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m ''
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,8 +6,8 @@
 
 The split is that of `cfa_index.split_cells`. `dev` scores the held-out good training cells against the
 cells of probability 1/3 and 2/3; `test` scores test/good against test/defect. A seed draws the hold-out,
-k-means' start and the order of training. Scores are raw, the model is that of the last epoch, intervals
-are paired 95% bootstraps over images, of scores averaged over the seeds.
+k-means' start and the order of training. Scores are raw, the model is that of the last epoch, the
+interval of each seed is a paired 95% bootstrap over images.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def run_seed(
 
 def summarise(runs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
     """Mean and deviation over seeds, and the paired difference of training."""
-    before = [auroc(labels, old) or 0.0 for labels, old, _ in runs]
-    after = [auroc(labels, new) or 0.0 for labels, _, new in runs]
+    before = [_auroc(labels, old) for labels, old, _ in runs]
+    after = [_auroc(labels, new) for labels, _, new in runs]
     differences = [paired_auroc_difference(labels, new, old) for labels, old, new in runs]
     return {
         "before": {
@@ -88,6 +88,12 @@ def summarise(runs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
         },
         "after_minus_before_by_seed": [list(map(float, one)) for one in differences],
     }
+
+
+def _auroc(labels: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
+    value = auroc(labels, scores)
+    assert value is not None, "both classes are in every split"
+    return value
 
 
 def change(spec: ModelSpec, changes: Sequence[str]) -> ModelSpec:

@@ -4,7 +4,8 @@
 
 The backbone has random weights (speed does not depend on them), the features are those of made-up
 images with large and small structure. `backbone` is its forward pass alone, without the pooling.
-Everything is timed in turn in one process; a ratio is the median over rounds.
+Everything is timed in turn in one process; a ratio is the median over rounds. `whole inference` is
+pixels to maps and scores; decoding and writing stand apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -36,16 +39,17 @@ from cfa_index import (
     ScoreSpec,
     Trainer,
     TrainSpec,
-    certainty_scores,
     compress_store,
     decode,
     extract,
     image_scores,
     initial_descriptor,
     load_backbone,
+    nearest_distances,
     network_pixels,
+    overlay,
+    save_picture,
     set_threads,
-    write_bytes,
 )
 
 TARGETS = {"1/4": (0.5, 1.4), "1": (3.7, 3.4)}
@@ -120,10 +124,12 @@ def measure(
             levels = backbone.pyramid(pixels)
             patches = folded(levels)
             found = bank.search(patches.flatten(0, 1), score.neighbors, exact=True)
-        row_bytes = json.dumps({"uri": "image.png", "score": 1.0}).encode() * batch
+        images_shown = [decode(file) for file in files[:batch]]
+        flat_maps = np.zeros((batch, features.size_px, features.size_px), dtype=np.float32)
+        table = pa.table({"uri": [file.name for file in files[:batch]], "score": [1.0] * batch})
 
         def maps() -> object:
-            scores = certainty_scores(found.sq_distances).view(batch, *features.grid)
+            scores = nearest_distances(found.sq_distances).view(batch, *features.grid)
             return image_scores(maker(scores, None))
 
         jobs: dict[str, Callable[[], object]] = {
@@ -133,7 +139,11 @@ def measure(
             "descriptor": _inference(lambda: folded(levels)),
             "search": _inference(lambda: bank.search(patches.flatten(0, 1), score.neighbors, exact=True)),
             "maps": _inference(maps),
-            "write": lambda: write_bytes(folder / "rows.json", row_bytes),
+            "write rows": lambda: pq.write_table(table, folder / "rows.parquet"),
+            "write heatmaps": lambda: [
+                save_picture(overlay(image, values, frame, 1.0), folder / "heatmap.png")
+                for image, values, frame in zip(images_shown, flat_maps, frames, strict=True)
+            ],
             "whole inference": _inference(lambda: scorer.score_pixels(pixels, frames)),
             "store read": lambda: store.read(rows),
             "training step": lambda: trainer.step(store.read(rows)),

@@ -1,7 +1,8 @@
 """From the patches of all good images to a bank of M memories, in bounded memory.
 
-A stream is a function that gives a fresh iterator over (row, features), features (h*w, D') float32
-being the adapted patches of one image.
+A stream is a function that gives a fresh iterator over images: (row, cells, patches), the row of the
+image in the store, the (n,) int64 cells of the grid that show it (all h*w but for a letterbox), and
+their adapted patches (n, D') float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from cfa_index.bank import PatchSources, kmeans, nearest_rows
 from cfa_index.errors import BankError
 
-PatchStream = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
+PatchStream = Callable[[], Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]]
 OnStep = Callable[[], None]
 
 
@@ -35,33 +36,36 @@ class PatchSample:
 def sample_patches(
     stream: PatchStream, *, images: int, per_image: int, limit: int, seed: int, on_image: OnStep = _nothing
 ) -> PatchSample:
-    """All patches where they fit in `limit`, else the same number from each image.
+    """All patches where they fit in `limit`, else about the same number from each image.
 
     Args:
         stream: the patches.
         images: how many images it gives.
-        per_image: h*w.
-        limit: most patches to hold; memory is limit * D' * 4 bytes.
+        per_image: h*w, the most patches of an image.
+        limit: patches to hold, rounded up to a whole number an image; memory is that times D' * 4 bytes.
         seed: of the draw; with more images than `limit`, images are drawn too.
         on_image: called after each image.
+
+    Raises:
+        BankError: the stream is empty.
     """
     chosen = range(images)
     if images > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(images, limit, replace=False)).tolist()
     wanted = set(chosen)
-    quota = min(per_image, limit // max(1, len(wanted)))
+    quota = min(per_image, -(-limit // max(1, len(wanted))))
     rows, cells = np.empty(len(wanted) * quota, np.int64), np.empty(len(wanted) * quota, np.int64)
     features: NDArray[np.float32] | None = None
     count = 0
-    for number, (row, patches) in enumerate(stream()):
+    for number, (row, shown, patches) in enumerate(stream()):
         if features is None:
             features = np.empty((len(rows), patches.shape[1]), dtype=np.float32)
         if number in wanted:
             draw = np.random.default_rng([seed, row])
-            picked = np.sort(draw.choice(per_image, quota, replace=False))
-            part = slice(count, count + quota)
-            features[part], rows[part], cells[part] = patches[picked], row, picked
-            count += quota
+            picked = np.sort(draw.choice(len(patches), min(quota, len(patches)), replace=False))
+            part = slice(count, count + len(picked))
+            features[part], rows[part], cells[part] = patches[picked], row, shown[picked]
+            count += len(picked)
         on_image()
     if features is None:
         raise BankError(
@@ -91,12 +95,21 @@ def mean_bank(
 ) -> NDArray[np.float32]:
     """The published code's bank: mean of phi_0 at each position, then k-means down to M < h*w.
 
+    Args:
+        stream: whole grids only, as a position's mean needs them.
+        memories: M.
+        iterations, seed: of k-means.
+        on_image: called after each image.
+
+    Returns:
+        (M, D') float32.
+
     Raises:
         BankError: M is larger than h*w, or the stream is empty.
     """
     total: NDArray[np.float64] | None = None
     count = 0
-    for _, patches in stream():
+    for _, _, patches in stream():
         total = patches.astype(np.float64) if total is None else total + patches
         count += 1
         on_image()
@@ -124,11 +137,21 @@ def ema_bank(
     image, the first one too, each memory in turn takes its nearest patch that no other memory of
     this image has taken.
 
+    Args:
+        stream: the patches, in the order that the average moves.
+        memories: M.
+        beta: weight of an image.
+        iterations, seed: of the k-means behind C_0.
+        on_image: called after each image.
+
+    Returns:
+        (M, D') float32.
+
     Raises:
         BankError: M is larger than h*w, or the stream is empty.
     """
     bank: NDArray[np.float32] | None = None
-    for _, patches in stream():
+    for _, _, patches in stream():
         if bank is None:
             _check_fits(memories, len(patches), "ema")
             bank = kmeans(patches, memories, iterations=iterations, seed=seed)

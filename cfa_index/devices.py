@@ -6,18 +6,20 @@ import re
 
 import torch
 
+from cfa_index.bank import gpu_count
 from cfa_index.errors import DeviceError, SpecError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device behind `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a CUDA device if there is one.
+    """The device behind `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a CUDA device that both torch and FAISS see.
 
     Raises:
         SpecError: another word.
         DeviceError: CUDA was asked for and there is none, or no card of that number.
     """
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "auto":  # a card that FAISS cannot use would fail later: both must see it
+        both = torch.cuda.is_available() and gpu_count() > 0
+        return torch.device("cuda", 0) if both else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", name)):

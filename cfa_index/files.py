@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cfa_index.errors import OutputError
 
@@ -56,6 +57,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
             sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def take_lock(file: Path) -> IO[str] | None:
+    """Hold a lock until the result is closed, or this process dies; None when another one holds it."""
+    handle = file.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle
 
 
 def sync_folder(folder: Path) -> None:

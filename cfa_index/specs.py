@@ -24,7 +24,7 @@ STRIDES = (4, 8, 16)
 CROP_RATIO = 224 / 256
 """Side of the centre crop over side of the resized image (paper, Sec. 4.1: resize 256, crop 224)."""
 LARGEST_SEED = 1_000_000_000
-"""FAISS takes 31 bits, and k-means counts on from it."""
+"""Every library's generator takes it."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object, remedy: str = "") -> None:
@@ -222,6 +222,7 @@ class TrainSpec(_Spec):
             to the K-th neighbour under phi_0.
         loss_scale: factor on the loss (the published code: 1,000).
         drop_last: leave out an incomplete last batch (the published code).
+        seed: of the order of the images; None takes the model's.
     """
 
     epochs: int = 1
@@ -234,8 +235,15 @@ class TrainSpec(_Spec):
     radius: float | Literal["median"] = "median"
     loss_scale: float = 1.0
     drop_last: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        _require(
+            self.seed is None or 0 <= self.seed <= LARGEST_SEED,
+            "seed",
+            f"from 0 to {LARGEST_SEED}",
+            self.seed,
+        )
         _require(self.epochs >= 0, "epochs", "0 or more", self.epochs)
         _require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
         _require(
@@ -313,12 +321,18 @@ class ModelSpec(_Spec):
                 memories,
                 "ask for fewer memories, or use --method kmeans",
             )
-        asked = max(self.train.attract + self.train.repel, self.score.neighbors)
         _require(
-            asked <= memories,
-            "K + J",
+            self.features.geometry != "letterbox" or self.bank.method == "kmeans",
+            "bank method with a letterbox",
+            "'kmeans'",
+            self.bank.method,
+            "position banks need whole grids; use --method kmeans or another --geometry",
+        )
+        _require(
+            self.score.neighbors <= memories,
+            "neighbors (K)",
             f"at most the bank's {memories} memories",
-            asked,
+            self.score.neighbors,
             "ask for fewer neighbours or a larger bank",
         )
 
@@ -355,5 +369,7 @@ _PAPER = ModelSpec(
     bank=BankSpec(method="ema", size=None, gamma_c=1.0),
     train=TrainSpec(epochs=30, learning_rate=1e-3, radius=1e-5),
     score=ScoreSpec(patch_score="certainty"),
+    held_out=0.0,
 )
-"""PAPER, Sec. 4.1: K = J = 3, alpha = 0.1, AdamW with amsgrad, batch 4, 30 epochs."""
+"""PAPER, Sec. 4.1: K = J = 3, alpha = 0.1, AdamW with amsgrad, batch 4, 30 epochs; every good image is
+used, so there is no threshold unless images are held out."""

@@ -23,8 +23,9 @@ Patches = NDArray[np.float32]
 
 
 def stream_of(images: list[Patches], rows: list[int] | None = None) -> PatchStream:
-    def stream() -> Iterator[tuple[int, Patches]]:
-        yield from zip(rows or range(len(images)), images, strict=True)
+    def stream() -> Iterator[tuple[int, NDArray[np.int64], Patches]]:
+        for row, patches in zip(rows or range(len(images)), images, strict=True):
+            yield row, np.arange(len(patches)), patches
 
     return stream
 
@@ -88,7 +89,8 @@ def test_a_sample_is_bounded_and_says_where_each_patch_is_from(images: int, limi
     sample = sample_patches(
         stream_of(data), images=images, per_image=9, limit=limit, seed=1, on_image=lambda: steps.append(None)
     )
-    assert 0 < len(sample.features) <= limit
+    assert 0 < len(sample.features) < limit + images
+    assert len(sample.features) >= min(limit, 9 * images)
     assert len(steps) == images
     for patch, row, cell in zip(sample.features, sample.rows, sample.cells, strict=True):
         np.testing.assert_array_equal(patch, data[row][cell])
@@ -119,3 +121,15 @@ def test_a_memory_that_is_a_patch_has_itself_as_source() -> None:
     sources = nearest_sources(features[[3, 17]], sample)
     assert sources.rows.tolist() == [3, 17]
     assert sources.cells.tolist() == [103, 117]
+
+
+def test_a_letterbox_s_padding_is_not_sampled() -> None:
+    data = random_images(2)
+
+    def stream() -> Iterator[tuple[int, NDArray[np.int64], Patches]]:
+        yield 0, np.array([3, 4, 5]), data[0][3:6]
+        yield 1, np.arange(9), data[1]
+
+    sample = sample_patches(stream, images=2, per_image=9, limit=100, seed=0)
+    assert sample.cells.tolist() == [3, 4, 5, *range(9)]
+    np.testing.assert_array_equal(sample.features[:3], data[0][3:6])

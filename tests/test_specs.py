@@ -58,10 +58,16 @@ def test_the_published_code_s_settings() -> None:
         (lambda: TrainSpec(radius="mean"), "more than 0, or 'median'"),  # type: ignore[arg-type]
         (lambda: ScoreSpec(false_alarm_rate=0), "between 0 and 1"),
         (lambda: ModelSpec(bank=BankSpec(method="ema", size=5000)), r"at most h\*w = 784, got 5000"),
-        (lambda: ModelSpec(bank=BankSpec(size=5)), "at most the bank's 5 memories, got 6"),
+        (lambda: ModelSpec(bank=BankSpec(size=2)), "at most the bank's 2 memories, got 3"),
         (lambda: ModelSpec(seed=-1), "from 0 to 1000000000, got -1"),
         (lambda: TrainSpec(learning_rate=float("inf")), "finite and more than 0"),
         (lambda: TrainSpec(margin=float("nan")), "finite, 0 or more"),
+        (
+            lambda: ModelSpec(
+                features=FeatureSpec(geometry="letterbox"), bank=BankSpec(method="mean", size=9)
+            ),
+            "need whole grids",
+        ),
         (lambda: preset("best"), "recommended, paper, published-code"),
     ],
 )

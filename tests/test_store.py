@@ -70,7 +70,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_moments_are_those_of_the_upsampled_patches(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", 20)
-    result = store.moments([1, 4, 19], patches_per_image=64)
+    result = store.moments([1, 4, 19], cells_of=lambda _: np.arange(64), patches_per_image=64)
     everything = torch.cat(
         [patches([level.half() for level in pyramid(row)])[0] for row in (1, 4, 19)]
     ).double()
@@ -186,6 +186,30 @@ def test_a_flipped_byte_in_a_shard_is_noticed_when_it_is_read(tmp_path: Path) ->
     store.read([0, 39])
     with pytest.raises(StoreError, match="differ from what was written"):
         store.read([16])
+
+
+def test_a_store_that_is_filled_again_while_it_is_open_is_noticed(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr")
+    store.read([0])
+    images = [image(100), *(image(number) for number in range(40))]
+    with StoreWriter(tmp_path / "s.zarr", HEADER, images) as writer:
+        for shard in writer.todo:
+            rows = writer.shard_rows(shard)
+            levels = [torch.cat(level) for level in zip(*(pyramid(row + 7) for row in rows), strict=True)]
+            writer.write_shard(shard, levels, [images[row] for row in rows])
+        writer.finish()
+    with pytest.raises(StoreError, match="when this store was opened"):
+        store.read([0])
+
+
+def test_damaged_array_metadata_is_written_again(tmp_path: Path) -> None:
+    make(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "level8" / "zarr.json").write_text("{")
+    images = [image(number) for number in range(40)]
+    with StoreWriter(tmp_path / "s.zarr", HEADER, images) as writer:
+        assert writer.todo == []
+        store = writer.finish()
+    assert torch.equal(store.read([39])[0][0], pyramid(39)[0][0].half())
 
 
 @pytest.mark.parametrize("name", ["store.json", "images.parquet", "level8/zarr.json"])

@@ -77,6 +77,26 @@ def test_no_weight_decay_on_the_radius() -> None:
     assert not torch.equal(before, trainer.descriptor.weight)
 
 
+def test_patches_that_are_not_inspected_do_not_count() -> None:
+    spec = TrainSpec(radius=2.0)
+    masked, alone = trainer_of(spec, 2.0), trainer_of(spec, 2.0)
+    levels = pyramid(0)
+    inspected = torch.zeros(2, 36, dtype=torch.bool)
+    inspected[0] = True
+    masked.step(levels, inspected)
+    alone.step([level[:1] for level in levels])
+    torch.testing.assert_close(masked.descriptor.weight, alone.descriptor.weight)
+
+
+def test_a_flipped_byte_in_a_checkpoint_starts_over(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"who": "a"}, snapshot(trainer_of(TrainSpec(), 2.0), []))
+    file = tmp_path / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert read_checkpoint(tmp_path, {"who": "a"}) is None
+
+
 def test_a_checkpoint_gives_the_trainer_back(tmp_path: Path) -> None:
     spec = TrainSpec(learning_rate=1e-2)
     unbroken, broken = trainer_of(spec, 2.0), trainer_of(spec, 2.0)

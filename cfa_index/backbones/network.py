@@ -87,7 +87,8 @@ class Backbone(nn.Module):
                 got=f"{tuple(pixels.shape)}",
                 remedy="resize the images first",
             )
-        with torch.no_grad():
+        # TF32 would give a card other features than the CPU, under the same digest of the store.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             x = pixels.to(torch.float32, memory_format=torch.channels_last)
             x = self.stem((x - self.mean) / self.std)
             levels = []

@@ -46,10 +46,10 @@ def kmeans(
     x = np.ascontiguousarray(x)
     start = np.random.default_rng(seed).choice(n, size=k, replace=False)
     centres: NDArray[np.float32] = x[np.sort(start)]
-    for step in range(iterations):
+    for _ in range(iterations):
         # One step at a time, so that a caller sees progress; FAISS splits empty clusters itself.
         clustering = faiss.Kmeans(
-            d, k, niter=1, seed=seed + step, min_points_per_centroid=1, max_points_per_centroid=-(-n // k)
+            d, k, niter=1, min_points_per_centroid=1, max_points_per_centroid=-(-n // k)
         )
         clustering.train(x, init_centroids=centres)
         centres = clustering.centroids

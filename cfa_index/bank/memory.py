@@ -71,8 +71,8 @@ class MemoryBank:
         Args:
             queries: on the bank's device.
             k: at most M.
-            exact: compute the distances of the k returned again by direct subtraction, so that a
-                score does not depend on the batch; the order stays the index's.
+            exact: compute the distances of the k returned again by direct subtraction and sort by
+                them, so that the rounding of the search does not show in a score.
 
         Raises:
             BankError: see `SearchIndex.search`.
@@ -80,4 +80,5 @@ class MemoryBank:
         found = self._index.search(queries, k)
         if not exact:
             return found
-        return Neighbors(sq_distances=exact_sq_distances(queries, self._tensor, found.ids), ids=found.ids)
+        sq_distances, order = exact_sq_distances(queries, self._tensor, found.ids).sort(dim=1)
+        return Neighbors(sq_distances=sq_distances, ids=found.ids.gather(1, order))

@@ -2,6 +2,7 @@
 
 from cfa_index.bundle.generations import (
     Content,
+    category_lock,
     current_generation,
     list_models,
     set_current,
@@ -39,6 +40,7 @@ __all__ = [
     "Manifest",
     "MemorySource",
     "ModelBundle",
+    "category_lock",
     "current_generation",
     "descriptor_tensors",
     "exemplars_table",

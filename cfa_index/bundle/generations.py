@@ -23,10 +23,35 @@ from torch import Tensor
 
 from cfa_index.bundle.manifest import Manifest, damaged
 from cfa_index.errors import BundleError
-from cfa_index.files import sha256_of_file, sync_folder, write_bytes, write_json, writing
+from cfa_index.files import sha256_of_file, sync_folder, take_lock, write_bytes, write_json, writing
 
 Content = bytes | Path | Mapping[str, Tensor] | NDArray[Any]
 """Of a file: bytes, a file to copy, tensors for safetensors, or an array for .npy."""
+
+
+@contextmanager
+def category_lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of <models>/<category> during the body; readers are not disturbed.
+
+    What a writer that was killed has left half-written is removed.
+
+    Raises:
+        BundleError: another process writes this model.
+        OutputError: the disk is full or read-only.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder / ".lock")
+    if lock is None:
+        raise BundleError(
+            expected=f"to be the only writer of {folder}",
+            got="another process that is writing it",
+            remedy="wait for it to end, then run the same command again",
+        )
+    with lock:
+        for half_written in (folder / "generations").glob(".*.tmp"):
+            shutil.rmtree(half_written, ignore_errors=True)
+        yield
 
 
 def write_generation(
@@ -34,7 +59,7 @@ def write_generation(
     manifest: Manifest,
     contents: Mapping[str, Content],
 ) -> tuple[Path, Manifest]:
-    """Write a generation beside the others and make it the current one.
+    """Write a generation beside the others and make it the current one; hold `category_lock`.
 
     Args:
         folder: <models>/<category>.

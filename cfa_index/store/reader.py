@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import zarr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.errors import StoreError
@@ -39,7 +40,7 @@ class PatchStore:
         self.header = header
         self.images = images
         self._shards = shards
-        self._checked: set[int] = set()
+        self._checked: dict[int, list[tuple[int, int]]] = {}
         self._arrays = [zarr.open_array(path / name, mode="r", zarr_format=3) for name, _ in header.shapes(0)]
 
     @classmethod
@@ -112,7 +113,7 @@ class PatchStore:
         Raises:
             StoreError: a shard does not match its checksum.
         """
-        for shard in sorted({row // SHARD_IMAGES for row in rows} - self._checked):
+        for shard in sorted({row // SHARD_IMAGES for row in rows}):
             self._check(shard)
         levels = []
         for array, (height, width) in zip(self._arrays, self.header.grids, strict=True):
@@ -127,6 +128,7 @@ class PatchStore:
         self,
         rows: Sequence[int],
         *,
+        cells_of: Callable[[int], NDArray[np.int64]],
         patches_per_image: int = 64,
         seed: int = 0,
         on_image: Callable[[], None] | None = None,
@@ -135,15 +137,16 @@ class PatchStore:
 
         Args:
             rows: of the image table.
+            cells_of: a row to the cells of its grid that show the image (not a letterbox's padding).
             patches_per_image: cells drawn from each image; all of them would cost as much as the backbone.
             seed: of that draw.
             on_image: called after each image.
         """
         running = RunningMoments(sum(self.header.channels))
-        height, width = self.header.grids[0]
         for row in rows:
             draw = np.random.default_rng([seed, row])
-            cells = draw.choice(height * width, size=min(patches_per_image, height * width), replace=False)
+            shown = cells_of(row)
+            cells = draw.choice(shown, size=min(patches_per_image, len(shown)), replace=False)
             levels = [level[0] for level in self.read([row])]
             running.update(patches_at(levels, torch.from_numpy(cells)).numpy())
             if on_image is not None:
@@ -151,11 +154,18 @@ class PatchStore:
         return running.result()
 
     def _check(self, shard: int) -> None:
-        for name, entry in self._shards[shard].items():
-            file = shard_file(self.path, name, shard)
-            if not file.exists() or sha256_of_file(file) != entry["sha256"]:
-                raise damaged(file, "bytes that differ from what was written")
-        self._checked.add(shard)
+        """Compare a shard with its checksum, again when its files have changed since: a build may run."""
+        files = [shard_file(self.path, name, shard) for name in self._shards[shard]]
+        try:
+            states = [(status.st_ino, status.st_mtime_ns) for status in map(Path.stat, files)]
+        except FileNotFoundError as error:
+            raise damaged(files[0].parent, "a missing shard") from error
+        if self._checked.get(shard) == states:
+            return
+        for file, entry in zip(files, self._shards[shard].values(), strict=True):
+            if sha256_of_file(file) != entry["sha256"]:
+                raise damaged(file, "bytes that differ from what was written when this store was opened")
+        self._checked[shard] = states
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from torch import Tensor
 from zarr.codecs import ZstdCodec
 
 from cfa_index.errors import StoreError
-from cfa_index.files import seal, sha256_of_file, write_bytes, write_json, writing
+from cfa_index.files import seal, sha256_of_file, take_lock, write_bytes, write_json, writing
 from cfa_index.store.layout import (
     SCHEMA_VERSION,
     SHARD_IMAGES,
@@ -47,23 +46,21 @@ class StoreWriter:
         self._images = list(images)
         with writing(path):
             (path / "records").mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+            lock = take_lock(path / ".lock")
+        if lock is None:
             raise StoreError(
                 expected=f"to be the only writer of {path}",
                 got="another process that is writing it",
                 remedy="wait for it to end, or give another --features-dir",
-            ) from error
+            )
+        self._lock = lock
         try:
             self._recorded = self._read_records()
             self.todo = plan_shards(self._images, self._recorded)
             if self.todo or not _is_finished(path, header, len(images)):
                 with writing(path):
                     (path / "store.json").unlink(missing_ok=True)
-            self._arrays = self._open_arrays() if self.todo else []
+            self._arrays = self._open_arrays()
         except BaseException:  # nobody gets this object, so nobody else can give the lock back
             self._lock.close()
             raise
@@ -110,6 +107,7 @@ class StoreWriter:
 
     def finish(self) -> PatchStore:
         """Write the image table and the header; after this the store can be opened."""
+        self._remove_stale()
         shards = []
         images: list[StoredImage] = []
         for shard in range(-(-len(self._images) // SHARD_IMAGES)):
@@ -151,24 +149,32 @@ class StoreWriter:
         return found
 
     def _open_arrays(self) -> list[zarr.Array[Any]]:
+        """Each level's array, its metadata written anew: it follows from the header and the images."""
         arrays = []
         for name, shape in self.header.shapes(len(self._images)):
             with writing(self.path / name):
-                if (self.path / name / "zarr.json").exists():
-                    array = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
-                    array.resize(shape)
-                else:
-                    array = zarr.create_array(
-                        store=self.path / name,
-                        shape=shape,
-                        dtype="float16",
-                        chunks=(1, *shape[1:]),
-                        shards=(SHARD_IMAGES, *shape[1:]),
-                        compressors=ZstdCodec(level=1),
-                        config={"write_empty_chunks": True},
-                    )
+                (self.path / name / "zarr.json").unlink(missing_ok=True)
+                array = zarr.create_array(
+                    store=self.path / name,
+                    shape=shape,
+                    dtype="float16",
+                    chunks=(1, *shape[1:]),
+                    shards=(SHARD_IMAGES, *shape[1:]),
+                    compressors=ZstdCodec(level=1),
+                    config={"write_empty_chunks": True},
+                )
             arrays.append(array)
         return arrays
+
+    def _remove_stale(self) -> None:
+        """Shards beyond the last image, of a time when there were more."""
+        shard = -(-len(self._images) // SHARD_IMAGES)
+        with writing(self.path):
+            while record_file(self.path, shard).exists():
+                record_file(self.path, shard).unlink()
+                for name, _ in self.header.shapes(0):
+                    shard_file(self.path, name, shard).unlink(missing_ok=True)
+                shard += 1
 
 
 def _is_finished(path: Path, header: StoreHeader, images: int) -> bool:

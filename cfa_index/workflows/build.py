@@ -23,6 +23,7 @@ from cfa_index.bundle import (
     VECTORS_FILE,
     Content,
     Manifest,
+    category_lock,
     descriptor_tensors,
     exemplars_table,
     sources_table,
@@ -46,7 +47,17 @@ from cfa_index.specs import BankSpec, ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.calibrate import score_held_out, split_held_out, threshold_of
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
-from cfa_index.workflows.extract import READ_IMAGES, extract, iterate_pyramids, store_header, store_path
+from cfa_index.workflows.extract import (
+    READ_IMAGES,
+    extract,
+    inspected_cells,
+    iterate_pyramids,
+    store_header,
+    store_path,
+)
+
+_POINTS_PER_MEMORY = 8
+"""Fewest patches a memory that k-means sees, where there are as many: with one each it would only copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +131,8 @@ def build(
         BankError: more memories are asked for than there are patches.
         StoreError, OutputError: see `extract`.
     """
+    # Before any work: what cannot be made of all images cannot be made of the readable ones.
+    _check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
     backbone = backbone.to(device)
     path = store_path(features_dir, good.category, store_header(good.source, spec.features, backbone))
     store = extract(
@@ -171,7 +184,7 @@ def build(
         versions=versions(),
         files={},
     )
-    with stage(listener, "write", None, "files"):
+    with stage(listener, "write", None, "files"), category_lock(models_dir / good.category):
         folder, manifest = write_generation(models_dir / good.category, manifest, contents)
     return BuildReport(
         path=folder,
@@ -206,7 +219,7 @@ def compress_store(
             stream,
             images=len(rows),
             per_image=height * width,
-            limit=max(spec.sample_patches, memories),
+            limit=max(spec.sample_patches, _POINTS_PER_MEMORY * memories),
             seed=seed,
             on_image=lambda: advance(1),
         )
@@ -246,14 +259,16 @@ def _compress(
 
 
 def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
-    """The adapted patches of some images, one image at a time, read in small batches."""
+    """The adapted patches of some images, one image at a time, read in small batches; see `compress`."""
     folded = phi.folded()
 
-    def stream() -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def stream() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
         for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
             with torch.inference_mode():
                 patches = folded(levels).numpy()
-            yield from zip(part, patches, strict=True)
+            for row, grid in zip(part, patches, strict=True):
+                cells = inspected_cells(store, row)
+                yield row, cells, grid if len(cells) == len(grid) else grid[cells]
 
     return stream
 
@@ -280,12 +295,17 @@ def _initialise(
     moments = None
     if spec.descriptor.standardise or spec.descriptor.init == "whiten":
         with stage(listener, "covariance", len(rows), "images") as advance:
-            moments = store.moments(rows, seed=spec.seed, on_image=lambda: advance(1))
+            moments = store.moments(
+                rows,
+                cells_of=lambda row: inspected_cells(store, row),
+                seed=spec.seed,
+                on_image=lambda: advance(1),
+            )
     return initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
 
 
 def _check_enough_patches(spec: ModelSpec, images: int) -> None:
-    """Before any work: a bank larger than all patches together cannot be made."""
+    """A bank larger than all patches together cannot be made."""
     patches = images * spec.features.patches_per_image
     memories = spec.bank.memories(spec.features.patches_per_image)
     if memories > patches:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cfa_index.backbones import sha256_of_tensors
 from cfa_index.files import write_bytes
 
 
@@ -43,7 +44,11 @@ def write_checkpoint(folder: Path, identity: Mapping[str, str], checkpoint: Chec
     for number, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**identity, "log": json.dumps(list(checkpoint.log))}
+    metadata = {
+        **identity,
+        "log": json.dumps(list(checkpoint.log)),
+        "tensors_sha256": sha256_of_tensors(flat),
+    }
     write_bytes(folder / "state.safetensors", save(flat, metadata=metadata))
 
 
@@ -54,11 +59,13 @@ def read_checkpoint(folder: Path, identity: Mapping[str, str]) -> Checkpoint | N
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
+            metadata = opened.metadata() or {}
             if {name: metadata.get(name) for name in identity} != dict(identity):
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError:  # cut short by something other than us: start over
+        return None
+    if metadata.get("tensors_sha256") != sha256_of_tensors(tensors):
         return None
     optimizer: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():

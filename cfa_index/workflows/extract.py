@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
 from cfa_index.errors import DatasetError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, sha256_of_file, sha256_of_json
-from cfa_index.images import load_batches
+from cfa_index.images import frame_of, load_batches, valid_mask
 from cfa_index.specs import FeatureSpec
 from cfa_index.store import (
     SHARD_IMAGES,
@@ -73,6 +75,8 @@ def extract(
         StoreError: another process writes this store, or a feature overflows.
         OutputError: the disk is full or read-only.
     """
+    if not images:
+        raise DatasetError(expected=f"good images in {source}", got="none", remedy="give at least one")
     header = store_header(source, features, backbone)
     planned = _stamp_all(images, source, path, listener)
     with StoreWriter(path, header, planned) as writer:
@@ -88,7 +92,6 @@ def extract(
                 stored = [planned[row] for row in writer.shard_rows(shard)]
                 for position, error in batch.errors:
                     stored[position - offset] = replace(stored[position - offset], error=str(error))
-                    listener(Notice(message=f"left out: {error}"))
                 for position, frame in zip(batch.positions, batch.frames, strict=True):
                     stored[position - offset] = replace(
                         stored[position - offset], width=frame.source_width, height=frame.source_height
@@ -100,6 +103,9 @@ def extract(
                 offset += len(stored)
                 advance(len(stored))
         store = writer.finish()
+    for image in store.images:
+        if image.error:
+            listener(Notice(message=f"left out: {image.error}"))
     if not store.good_rows:
         raise DatasetError(
             expected=f"at least one readable image among {len(images)} in {source}",
@@ -153,6 +159,19 @@ def _pyramids(
         ):
             level[part] = values.to(torch.float16).cpu()
     return levels
+
+
+def inspected_mask(store: PatchStore, rows: Sequence[int]) -> Tensor:
+    """Patches that show their image and not a letterbox's padding: bool (len(rows), h*w)."""
+    features = store.header.features
+    images = [store.images[row] for row in rows]
+    frames = [frame_of(image.width, image.height, features) for image in images]
+    return valid_mask(frames, features.grid).flatten(1)
+
+
+def inspected_cells(store: PatchStore, row: int) -> NDArray[np.int64]:
+    """The cells of an image's grid that show it: (n,) int64, row-major, ascending."""
+    return np.flatnonzero(inspected_mask(store, [row])[0].numpy())
 
 
 def iterate_pyramids(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfa_index.errors import DatasetError
-from cfa_index.files import writing
+from cfa_index.files import atomic_path, writing
 from cfa_index.images import Category
 
 CREDIT = "Images: ELPV dataset, Deitsch et al., CC BY-NC-SA 4.0"
@@ -92,7 +92,8 @@ def _copy(files: Sequence[Path], limit: int | None, folder: Path) -> None:
             if limit is not None and number >= limit:
                 target.unlink(missing_ok=True)
             elif not target.exists():
-                shutil.copy2(file, target)
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(file, temporary)
 
 
 def _dataset_folder() -> Path:

@@ -27,11 +27,12 @@ from cfa_index.bundle import (
     Content,
     Manifest,
     ModelBundle,
+    category_lock,
     descriptor_tensors,
     write_generation,
 )
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import StoreError
+from cfa_index.errors import SpecError, StoreError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
 from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
@@ -41,10 +42,12 @@ from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.workflows.build import timestamp, versions
 from cfa_index.workflows.calibrate import score_held_out, split_held_out, with_scores
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint
-from cfa_index.workflows.extract import store_path
+from cfa_index.workflows.extract import inspected_mask, store_path
 
 _RADIUS_IMAGES = 32
 """Images that decide the radius `median`: tens of thousands of patches."""
+_LEAST_RADIUS = 1e-5
+"""Where the paper starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +104,18 @@ class Trainer:
             amsgrad=True,
         )
 
-    def step(self, levels: Sequence[Tensor]) -> tuple[float, float, float]:
-        """One update from the pyramids (B, C_l, h_l, w_l) of a batch.
+    def step(self, levels: Sequence[Tensor], inspected: Tensor | None = None) -> tuple[float, float, float]:
+        """One update from a batch.
+
+        Args:
+            levels: pyramids (B, C_l, h_l, w_l).
+            inspected: bool (B, h*w), the patches that count; None for all of them.
 
         Returns:
             L_att, L_rep and the mean rooted distance to the K nearest memories.
         """
-        patches = self.descriptor(levels).flatten(0, 1)  # (B*h*w, D')
+        adapted = self.descriptor(levels)
+        patches = adapted.flatten(0, 1) if inspected is None else adapted[inspected]  # (n, D')
         found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
         sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
         terms = self.loss(sq_distances)
@@ -138,7 +146,7 @@ def train(
         models_dir, category: where the model is.
         spec: the settings, which replace those of the build.
         features_dir: where `build` left the store.
-        seed: of the order of the images; None takes the build's.
+        seed: of the order of the images, in place of `spec.seed`.
         device: see `resolve_device`.
         weights: of the backbone, for a model that was written without them.
         listener: told of progress.
@@ -146,14 +154,30 @@ def train(
     Raises:
         BundleError: there is no model, or it is damaged.
         StoreError: the store is missing or damaged, or the images have changed since the build.
-        SpecError: K + J is larger than the bank.
+        SpecError: K + J is larger than the bank, or `drop_last` leaves no batch.
     """
+    with category_lock(models_dir / category):
+        return _train(models_dir, category, spec, features_dir, seed, device, weights, listener)
+
+
+def _train(
+    models_dir: Path,
+    category: str,
+    spec: TrainSpec,
+    features_dir: Path,
+    seed: int | None,
+    device: str,
+    weights: Path | None,
+    listener: Listener,
+) -> TrainReport:
     bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
-    order_seed = bundle.manifest.spec.seed if seed is None else seed
+    model_seed = bundle.manifest.spec.seed if spec.seed is None else spec.seed
+    order_seed = model_seed if seed is None else seed
+    spec = replace(spec, seed=order_seed)
     model_spec = replace(bundle.manifest.spec, train=spec)
     store = open_store(bundle, features_dir)
     rows, held_rows = split_held_out(store.good_rows, model_spec.held_out, model_spec.seed)
-
+    _check_trainable(spec, len(bundle.bank), len(rows))
     phi = copy.deepcopy(bundle.initial_descriptor)
     if isinstance(spec.radius, str):
         radius = median_radius(store, rows, phi, bundle.bank, spec)
@@ -161,7 +185,7 @@ def train(
         radius = spec.radius
     trainer = Trainer(phi, bundle.bank, spec, radius)
     identity = {"parent": bundle.manifest.generation, "manifest": bundle.manifest.to_dict()["sha256"]}
-    identity |= {"train": str(spec.to_dict()), "seed": str(order_seed)}
+    identity |= {"train": str(spec.to_dict())}
     folder = models_dir / category / "checkpoint"
     done = read_checkpoint(folder, identity)
     log = restore(trainer, done) if done else []
@@ -172,7 +196,9 @@ def train(
             order = np.random.default_rng([order_seed, epoch]).permutation(np.asarray(rows)).tolist()
             totals, images = np.zeros(3), 0
             for batch, levels in _prefetched(store, order, spec):
-                figures = trainer.step([level.to(bundle.bank.device) for level in levels])
+                figures = trainer.step(
+                    [level.to(bundle.bank.device) for level in levels], _inspected(store, batch)
+                )
                 totals += np.asarray(figures) * len(batch)
                 images += len(batch)
                 attraction, repulsion, distance = figures
@@ -252,9 +278,32 @@ def median_radius(
     kth = []
     for row in picked:
         with torch.inference_mode():
-            patches = phi([level.to(bank.device) for level in store.read([row])])[0]
+            patches = phi([level.to(bank.device) for level in store.read([row])])
+            patches = patches[inspected_mask(store, [row])]
         kth.append(bank.search(patches, spec.attract).sq_distances[:, -1])
-    return float(torch.cat(kth).median().sqrt())
+    # Where every patch is a memory the median is zero, and r = 0 has no gradient.
+    return max(float(torch.cat(kth).median().sqrt()), _LEAST_RADIUS)
+
+
+def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:
+    """Which patches of a batch count: None for all, so that a full batch costs nothing."""
+    mask = inspected_mask(store, rows)
+    return None if bool(mask.all()) else mask
+
+
+def _check_trainable(spec: TrainSpec, memories: int, images: int) -> None:
+    if spec.attract + spec.repel > memories:
+        raise SpecError(
+            expected=f"K + J to be at most the bank's {memories} memories",
+            got=f"{spec.attract} + {spec.repel}",
+            remedy="give a smaller --attract or --repel, or build a larger bank",
+        )
+    if spec.drop_last and images < spec.batch_size:
+        raise SpecError(
+            expected=f"at least one full batch of {spec.batch_size} images, as drop_last asks",
+            got=f"{images} training images",
+            remedy="give a smaller --batch-size",
+        )
 
 
 def _prefetched(
