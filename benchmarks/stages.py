@@ -132,6 +132,10 @@ def measure(
             scores = nearest_distances(found.sq_distances).view(batch, *features.grid)
             return image_scores(maker(scores, None))
 
+        def write_heatmaps() -> None:
+            for image, values, frame in zip(images_shown, flat_maps, frames, strict=True):
+                save_picture(overlay(image, values, frame, 1.0), folder / "heatmap.png")
+
         jobs: dict[str, Callable[[], object]] = {
             "backbone": _inference(lambda: backbone.levels(pixels)),
             "decode": lambda: _pixels(files[:batch], features),
@@ -140,10 +144,7 @@ def measure(
             "search": _inference(lambda: bank.search(patches.flatten(0, 1), score.neighbors, exact=True)),
             "maps": _inference(maps),
             "write rows": lambda: pq.write_table(table, folder / "rows.parquet"),
-            "write heatmaps": lambda: [
-                save_picture(overlay(image, values, frame, 1.0), folder / "heatmap.png")
-                for image, values, frame in zip(images_shown, flat_maps, frames, strict=True)
-            ],
+            "write heatmaps": write_heatmaps,
             "whole inference": _inference(lambda: scorer.score_pixels(pixels, frames)),
             "store read": lambda: store.read(rows),
             "training step": lambda: trainer.step(store.read(rows)),
