@@ -21,7 +21,7 @@ import numpy as np
 from cfa_index_cli.main import app
 from numpy.typing import NDArray
 from PIL import Image
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 SIDE_PX = 64

@@ -17,7 +17,7 @@ import pytest
 import torch
 from made_up import QUICK, Workplace, cfa
 
-from cfa_index import ModelBundle, OutputError, load_backbone
+from cfa_index import ModelBundle, OutputError, Scorer, load_backbone
 
 OPTIONS = ("--backbone", "resnet18", "--strides", "4,8", "--size", "64", "--bank-size", "32")
 """`QUICK` without its weights."""
@@ -143,8 +143,8 @@ def test_a_test_split_of_broken_images_only(place: Workplace, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--bank-size", "5"), "K + J to be at most the bank's 5 memories, got 6"),
-        (("--neighbors", "33"), "K + J to be at most the bank's 32 memories, got 33"),
+        (("--bank-size", "2"), "neighbors (K) to be at most the bank's 2 memories, got 3"),
+        (("--neighbors", "33"), "neighbors (K) to be at most the bank's 32 memories, got 33"),
         (("--bank-size", "1300"), "at most 1280 memories (5 images of 256 patches), got 1300"),
         (("--bank-size", "300", "--method", "ema"), "at most h*w = 256, got 300"),
         (("--bank-size", "300", "--method", "mean"), "at most h*w = 256, got 300"),
@@ -166,6 +166,80 @@ def test_settings_that_cannot_be(fresh: Workplace, options: tuple[str, ...], say
     assert_nothing_written(fresh)
 
 
+@pytest.mark.parametrize(
+    "ratio", ["1e400", "1e999999999", "1/0", "nan", "inf", "", "1/1000000000", "9" * 5000]
+)
+def test_a_ratio_that_cannot_be(fresh: Workplace, ratio: str) -> None:
+    for option in ("--gamma-d", "--gamma-c", "--held-out", "--false-alarm-rate"):
+        assert cfa("build", "-c", "weave", *fresh.everything, *QUICK[:-2], option, ratio).code == 2, option
+    assert_nothing_written(fresh)
+
+
+@pytest.mark.parametrize("option", ["--strides", "--gamma-d", "--held-out"])
+def test_an_empty_value_is_not_the_default(fresh: Workplace, option: str) -> None:
+    assert fresh.build(option, "").code == 2
+    assert_nothing_written(fresh)
+
+
+def test_empty_names(fresh: Workplace) -> None:
+    good = fresh.data / "weave" / "train" / "good"
+    assert "category" in cfa("build", "--normals", good, "-c", "", *fresh.stores, *QUICK).error_line
+    assert "got a folder" in fresh.build("--weights", "").error_line
+    assert cfa("train", "-c", "weave", *fresh.stores, "--radius", "").code == 2
+    assert_nothing_written(fresh)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which cannot be had without a device."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 3.00 GiB"),
+        OutOfMemoryError("HIP ran out"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory:\n you tried"
+        ),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Scorer, "score_pixels", failing)
+    score = ("score", place.data / "weave" / "test", "-c", "weave", *place.model, "-o", tmp_path / "out")
+    line = cfa(*score).error_line
+    assert line.startswith("cfa-index: expected enough memory, got ")
+    assert line.endswith("; give a smaller --batch-size or --size")
+
+
+def test_a_bug_is_not_taken_for_an_error_of_the_user(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Scorer, "score_pixels", failing)
+    score = ("score", place.data / "weave" / "test", "-c", "weave", *place.model, "-o", tmp_path / "out")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cfa(*score)
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf"])
+def test_a_threshold_that_cannot_be(place: Workplace, tmp_path: Path, threshold: str) -> None:
+    image = place.data / "weave" / "test" / "hole" / "000.png"
+    common = ("-c", "weave", *place.model, "-o", tmp_path / "out", "--threshold", threshold)
+    for command, source in (("query", image), ("score", image.parent)):
+        assert "threshold to be a finite number" in cfa(command, source, *common).error_line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("seed", ["-1", "1000000001", str(2**64), "one"])
 def test_a_seed_that_cannot_be(fresh: Workplace, seed: str) -> None:
     assert fresh.build("--seed", seed).code == 2
@@ -176,7 +250,7 @@ def test_a_seed_that_cannot_be(fresh: Workplace, seed: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--attract", "20", "--repel", "20"), "at most the bank's 32 memories, got 40"),
+        (("--attract", "20", "--repel", "20"), "at most the bank's 32 memories, got 20 + 20"),
         (("--attract", "0"), "attract (K)"),
         (("--repel", "-1"), "repel (J)"),
         (("--learning-rate", "0"), "learning_rate"),

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from made_up import Workplace, cfa
 from PIL import Image
+from safetensors.torch import save_file
 
 import cfa_index
 from cfa_index import (
@@ -23,9 +24,14 @@ from cfa_index import (
     Manifest,
     ModelBundle,
     OutputError,
+    SpecError,
+    WeightsError,
     current_generation,
     list_models,
+    load_backbone,
+    query,
     read_manifest,
+    score_folder,
 )
 from cfa_index.bundle import set_current, write_generation
 from cfa_index.files import seal
@@ -64,7 +70,7 @@ def flip(path: Path, position: int) -> None:
 
 def test_the_files_of_a_model_are_those_that_the_next_test_damages(place: Workplace) -> None:
     present = {path for path in made_up.tree(place.models / "weave") if "0001" not in path}
-    assert present == set(FILES)
+    assert present - {".lock"} == set(FILES)  # the lock is empty
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
@@ -263,6 +269,36 @@ def test_the_threshold_can_be_given(bundle: ModelBundle) -> None:
     score = bundle.score([picture])[0].score
     assert bundle.score([picture], threshold=score)[0].is_anomalous is False  # above, not at
     assert bundle.score([picture], threshold=score - 1e-3)[0].is_anomalous is True
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -float("inf")])
+def test_a_threshold_that_is_not_finite(
+    place: Workplace, bundle: ModelBundle, tmp_path: Path, threshold: float
+) -> None:
+    folder = place.data / "weave" / "test"
+    calls = (
+        lambda: bundle.score([made_up.texture(3)], threshold=threshold),
+        lambda: query(bundle, folder / "hole" / "000.png", threshold=threshold),
+        lambda: score_folder(bundle, folder, tmp_path / "out", threshold=threshold),
+    )
+    for call in calls:
+        with pytest.raises(SpecError, match="threshold to be a finite number"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_for_a_model_that_holds_its_own_must_be_the_same(place: Workplace, tmp_path: Path) -> None:
+    model = place.models / "weave"
+    with pytest.raises(WeightsError, match="no such file"):
+        ModelBundle.load(model, weights=tmp_path / "nowhere.pth")
+    same, others = tmp_path / "same.safetensors", tmp_path / "others.safetensors"
+    for seed, file in enumerate((same, others)):
+        save_file(load_backbone("resnet18", (4, 8), weights="random", seed=seed).state_tensors(), file)
+    with pytest.raises(BundleError, match="leave out --weights"):
+        ModelBundle.load(model, weights=others)
+    picture = [made_up.texture(3)]
+    given, own = (ModelBundle.load(model, weights=weights).score(picture) for weights in (same, None))
+    assert given[0].score == own[0].score
 
 
 def test_every_memory_has_a_source_and_a_picture(place: Workplace, bundle: ModelBundle) -> None:

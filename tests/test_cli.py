@@ -80,6 +80,11 @@ def test_demo_on_a_few_cells(tmp_path: Path) -> None:
     assert Path(document["picture"]).is_file()
     assert (Path(document["scores"]["output"]) / "scores.csv").is_file()
     assert document["scores"]["images"] == 8
+    pictures = [Path(document["picture"]), *(Path(document["scores"]["output"]) / "heatmaps").iterdir()]
+    assert len(pictures) == 9
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert "CC BY-NC-SA" in picture.info["Copyright"]
     assert "CC BY-NC-SA" in outcome.err
     again = cfa("demo", "--images", "16", "--bank-size", "64", "-o", tmp_path / "demo")
     assert again.code == 0, again
@@ -156,6 +161,10 @@ def test_flags_win_over_the_environment_over_the_file_over_the_default(tmp_path:
         ("[biuld]\n", "biuld"),
         ("not toml", "cannot read"),
         ("[build]\nsize = 'large'\n", "--size"),
+        ("build = 3\n", "as a value, not as a table"),
+        ("[[build]]\nsize = 64\n", "as a value, not as a table"),
+        ("train = 3\n", "train"),
+        ("[build]\nstrides = []\n", "list of strides"),
     ],
 )
 def test_a_config_that_cannot_be_is_bad_usage(tmp_path: Path, text: str, says: str) -> None:
@@ -172,12 +181,44 @@ def test_all_categories_in_one_run(tmp_path: Path) -> None:
     (place.data / "no category").mkdir()
     built = place.build("--json", "-", category="all")
     assert built.code == 0, built
-    assert [(m["category"], m["images"]) for m in built.document["models"]] == [("twill", 7), ("weave", 6)]
+    assert [(m["category"], m["images"]) for m in built.document["categories"]] == [
+        ("twill", 7),
+        ("weave", 6),
+    ]
     trained = cfa("train", "-c", "all", *place.stores, "--json", "-")
     assert [one["category"] for one in trained.document["categories"]] == ["twill", "weave"]
     evaluated = cfa("evaluate", "-c", "all", "--data-root", place.data, *place.model, "--json", "-")
     assert evaluated.code == 0, evaluated
     assert [one["generation"] for one in evaluated.document["categories"]] == ["0002", "0002"]
+
+
+def test_one_of_all_categories_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    place = made_up.workplace(tmp_path, train=6, test=2)
+    for name in ("aida", "twill"):
+        made_up.write_category(place.data, name, train=6, test=2)
+    good = place.data / "twill" / "train" / "good"
+    good.rename(tmp_path / "good")
+    good.mkdir()
+
+    def check(outcome: made_up.Outcome, failed: str, says: str, done: list[str]) -> None:
+        assert outcome.code == 1, outcome
+        lines = [line for line in outcome.err.splitlines() if line.startswith("cfa-index: expected ")]
+        assert len(lines) == 1, outcome
+        assert failed in lines[0]
+        assert says in lines[0]
+        assert [one["category"] for one in outcome.document["categories"]] == done
+
+    check(place.build("--json", "-", category="all"), "twill", "an empty folder", ["aida", "weave"])
+    good.rmdir()
+    (tmp_path / "good").rename(good)
+    assert place.build(category="twill").code == 0
+    (place.models / "twill" / "current").write_text("")
+    train = ("train", "-c", "all", *place.stores, "--json", "-")
+    check(cfa(*train), "twill", "as it was written", ["aida", "weave"])
+    evaluate = ("evaluate", "-c", "all", "--data-root", place.data, *place.model, "--json", "-")
+    evaluated = cfa(*evaluate)
+    check(evaluated, "twill", "as it was written", ["aida", "weave"])
+    assert "image AUROC" in evaluated.err
 
 
 def test_a_plain_folder_of_good_images(tmp_path: Path) -> None:
@@ -279,6 +320,42 @@ def test_query_names_its_pictures_apart_and_goes_on_after_a_broken_image(
     assert len(first["worst_patches"]) == 2
 
 
+def test_query_never_writes_one_picture_over_another(place: Workplace, tmp_path: Path) -> None:
+    names = ("a.png", "x/a.png", "a_1.png", "y/a_1.png", "y/A.png", "a_1_2.png")
+    images = [made_up.write_image(tmp_path / name, made_up.texture(k)) for k, name in enumerate(names)]
+    outcome = cfa("query", *images, "-c", "weave", *place.model, "-o", tmp_path / "query", "--json", "-")
+    assert outcome.code == 0, outcome
+    pictures = {image["picture"] for image in outcome.document["images"]}
+    assert len({picture.casefold() for picture in pictures}) == len(names)
+    assert {str(path) for path in (tmp_path / "query").iterdir()} == pictures
+
+
+def test_the_version() -> None:
+    from importlib.metadata import version
+
+    outcome = cfa("--version")
+    assert (outcome.code, outcome.out) == (0, f"cfa-index {version('cfa-index')}\n")
+
+
+def test_help_shows_the_defaults_of_the_recommended_preset() -> None:
+    from cfa_index import ModelSpec
+
+    spec = ModelSpec()
+    for command, group in (("build", spec.features), ("build", spec.bank), ("train", spec.train)):
+        text = "".join(cfa(command, "--help", env={"COLUMNS": "400"}).out.split())
+        shown = {"size_px", "size", "epochs", "learning_rate", "margin"} & set(group.to_dict())
+        assert shown
+        for name in shown:
+            assert f"recommended:{getattr(group, name)}]" in text, name
+
+
+def test_the_score_of_the_paper_can_be_asked_for(tmp_path: Path) -> None:
+    place = made_up.workplace(tmp_path, train=6, test=1)
+    assert place.build("--json", "-").document["spec"]["score"]["patch_score"] == "nearest"
+    other = place.build("--patch-score", "certainty", "--json", "-").document
+    assert other["spec"]["score"]["patch_score"] == "certainty"
+
+
 def test_help_answers_without_torch_or_faiss() -> None:
     """In a process of its own, since this one has imported them; also for each command."""
     code = (
@@ -345,6 +422,8 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> N
         ["build", "-c", "x", "--bank-size", "8", "--gamma-c", "1/4"],
         ["build", "-c", "x", "--strides", "8,x"],
         ["build"],
+        ["build", "--normals", "good", "-c", "all"],
+        ["build", "-c", "x", "--patch-score", "best"],
         ["train"],
         ["train", "-c", "x", "--radius", "wide"],
         ["score", "folder", "-c", "x"],

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cfa_index.errors import OutputError
 from cfa_index.images import frame_of
@@ -92,3 +93,11 @@ def test_a_panel_has_a_row_a_patch_and_takes_missing_exemplars() -> None:
 def test_a_picture_that_cannot_be_written_is_an_output_error() -> None:
     with pytest.raises(OutputError):
         save_picture(GREY, Path("/proc/nowhere/x.png"))
+
+
+def test_a_credit_is_a_text_of_the_png(tmp_path: Path) -> None:
+    for credit, texts in (("A. Maker, CC BY 4.0", {"Copyright": "A. Maker, CC BY 4.0"}), ("", {})):
+        save_picture(GREY, tmp_path / "x.png", credit)
+        with Image.open(tmp_path / "x.png") as picture:
+            assert isinstance(picture, PngImageFile)
+            assert picture.text == texts

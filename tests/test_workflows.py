@@ -20,7 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 from made_up import Workplace, cfa
 
-from cfa_index import Backbone, ModelBundle, Scorer, current_generation
+from cfa_index import (
+    Backbone,
+    Event,
+    ModelBundle,
+    Scorer,
+    StageAdvanced,
+    current_generation,
+    score_folder,
+)
 
 EPOCHS = 4
 
@@ -484,6 +492,98 @@ def test_a_part_that_was_cut_short_is_written_again(trained: Workplace, tmp_path
     assert made_up.tree(tmp_path / "out") == before
 
 
+@pytest.fixture
+def scoring(
+    trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path, Callable[[], Any]]:
+    """A folder of 10 images, a target, and a run over it in parts of 4 that gives its report's document."""
+    from cfa_index.workflows import score
+
+    monkeypatch.setattr(score, "_SHARD_IMAGES", 4)
+    folder, target = made_up.write_good(tmp_path / "in", 10), tmp_path / "out"
+    command = ("score", folder, "-c", "weave", *trained.model, "-o", target, "--heatmaps", "--json", "-")
+    return folder, target, lambda: cfa(*command).document
+
+
+def heatmap_ids(target: Path) -> list[int]:
+    return sorted(int(path.name.partition("_")[0]) for path in (target / "heatmaps").iterdir())
+
+
+def test_a_replaced_or_repaired_image_is_scored_again(scoring: tuple[Path, Path, Callable[[], Any]]) -> None:
+    folder, target, run = scoring
+    (folder / "005.png").write_bytes(b"")
+    assert run()["rejected"] == 1
+    made_up.write_image(folder / "005.png", made_up.texture(5))
+    repaired = run()
+    assert (repaired["rejected"], repaired["resumed"]) == (0, 6)
+    assert heatmap_ids(target) == list(range(10))
+    # Of the same size, so that the time alone tells.
+    image = folder / "000.png"
+    image.write_bytes(image.read_bytes())
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+    assert run()["resumed"] == 6
+    assert run()["resumed"] == 10
+
+
+def test_what_is_left_of_images_that_are_gone_is_deleted(
+    scoring: tuple[Path, Path, Callable[[], Any]],
+) -> None:
+    folder, target, run = scoring
+    run()
+    assert heatmap_ids(target) == list(range(10))
+    for number in (1, 5, 6, 7, 8, 9):
+        (folder / f"{number:03d}.png").unlink()
+    left = run()
+    assert (left["images"], left["resumed"]) == (4, 0)
+    assert [path.name for path in (target / "parts").iterdir()] == ["part-00000.parquet"]
+    assert sorted(path.name[9:] for path in (target / "heatmaps").iterdir()) == [
+        f"{number:03d}.png" for number in (0, 2, 3, 4)
+    ]
+    assert heatmap_ids(target) == [0, 1, 2, 3]
+    assert len(pq.read_table(target / "parts")) == 4
+
+
+def test_an_image_that_vanishes_after_it_was_scored_has_no_heatmap(
+    scoring: tuple[Path, Path, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target, run = scoring
+    real = Scorer.score_pixels
+
+    def vanishing(self: Scorer, *args: Any) -> Any:
+        (folder / "002.png").unlink(missing_ok=True)
+        return real(self, *args)
+
+    monkeypatch.setattr(Scorer, "score_pixels", vanishing)
+    assert {key: value for key, value in run().items() if key in ("images", "rejected")} == {
+        "images": 10,
+        "rejected": 0,
+    }
+    assert heatmap_ids(target) == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_progress_of_scoring_comes_with_every_batch(trained: Workplace, tmp_path: Path) -> None:
+    folder = made_up.write_good(tmp_path / "in", 5)
+    (folder / "001.png").write_bytes(b"")
+    bundle = ModelBundle.load(trained.models / "weave")
+    for steps in ([(2, 1), (2, 1), (1, 1)], [(5, 1)]):
+        events: list[Event] = []
+        score_folder(bundle, folder, tmp_path / "out", batch_size=2, listener=events.append)
+        seen = [(e.steps, e.fields["errors"]) for e in events if isinstance(e, StageAdvanced)]
+        assert seen == steps
+
+
+def test_masks_without_a_defect_pixel_are_a_reason(trained: Workplace, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(trained.data, root)
+    for mask in (root / "weave" / "ground_truth" / "hole").iterdir():
+        made_up.write_image(mask, np.zeros((made_up.SIDE_PX, made_up.SIDE_PX), np.uint8))
+    outcome = cfa("evaluate", "-c", "weave", "--data-root", root, *trained.model, "--json", "-")
+    assert outcome.code == 0, outcome
+    assert outcome.document["masks"] == "no defect pixel in any mask"
+    assert (outcome.document["pixel_auroc"], outcome.document["aupro"]) == (None, None)
+    assert "no pixel metrics, no defect pixel in any mask" in outcome.err
+
+
 def test_a_broken_mask_is_one_line(trained: Workplace, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(trained.data, root)
@@ -491,6 +591,7 @@ def test_a_broken_mask_is_one_line(trained: Workplace, tmp_path: Path) -> None:
     mask.write_bytes(b"")
     outcome = cfa("evaluate", "-c", "weave", "--data-root", root, *trained.model)
     assert "001_mask.png" in outcome.error_line
+    assert outcome.err.count("001_mask.png") == 1
     mask.unlink()
     without = cfa("evaluate", "-c", "weave", "--data-root", root, *trained.model, "--json", "-")
     assert without.code == 0, without

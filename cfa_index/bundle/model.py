@@ -5,6 +5,7 @@ Nothing is ever unpickled, and every file is compared with its checksum before i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import resolve_device
-from cfa_index.errors import BundleError
+from cfa_index.errors import BundleError, SpecError
 from cfa_index.files import sha256_of_file
 from cfa_index.images import Frame, load_batches
 from cfa_index.scorer import Scorer
@@ -96,11 +97,13 @@ class ModelBundle:
         Args:
             path: <models>/<category>, or the folder of one generation.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            weights: of the backbone, for a model that was written without them.
+            weights: file of the backbone's weights, for a model that was written without them; one that
+                holds them takes the same file only.
 
         Raises:
-            BundleError: missing, damaged, unfinished, or of a newer version.
-            WeightsError: the weights are not in the bundle and not those that it was made with.
+            BundleError: missing, damaged, unfinished, or of a newer version; or the weights are not
+                those that it was made with.
+            WeightsError: the weights are missing or unreadable.
             DeviceError: the device is not there.
         """
         target = resolve_device(device)
@@ -113,7 +116,8 @@ class ModelBundle:
             if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
                 raise damaged(file, "a file that is missing or was changed")
         features = manifest.spec.features
-        if BACKBONE_FILE in manifest.files:
+        embedded = BACKBONE_FILE in manifest.files
+        if embedded and weights is None:
             backbone = backbone_from_state(
                 features.backbone,
                 features.strides,
@@ -129,7 +133,9 @@ class ModelBundle:
                 raise BundleError(
                     expected=f"the weights {manifest.weights.sha256[:12]} that the model was built with",
                     got=f"{backbone.origin.sha256[:12]} ({backbone.origin.source})",
-                    remedy="hand over the same file with --weights",
+                    remedy="leave out --weights: the model holds its own"
+                    if embedded
+                    else "hand over the same file with --weights",
                 )
         return cls(folder, manifest, backbone, target)
 
@@ -137,6 +143,20 @@ class ModelBundle:
     def threshold(self) -> float | None:
         """Scores above it are anomalous; None when no good images were held out."""
         return self.manifest.threshold.value if self.manifest.threshold else None
+
+    def threshold_or(self, given: float | None) -> float | None:
+        """The given threshold in place of the model's own, which None asks for.
+
+        Raises:
+            SpecError: it is not finite.
+        """
+        if given is not None and not math.isfinite(given):
+            raise SpecError(
+                expected="threshold to be a finite number",
+                got=repr(given),
+                remedy="give another value for threshold",
+            )
+        return self.threshold if given is None else given
 
     def score(
         self,
@@ -156,8 +176,9 @@ class ModelBundle:
 
         Raises:
             ImageError: one of them cannot be read.
+            SpecError: the threshold is not finite.
         """
-        limit = self.threshold if threshold is None else threshold
+        limit = self.threshold_or(threshold)
         sources = (Path(image) if isinstance(image, str) else image for image in images)
         results: list[ImageScore] = []
         for batch in load_batches(

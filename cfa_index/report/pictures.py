@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from cfa_index.files import atomic_path
 from cfa_index.images import Frame
@@ -87,10 +88,13 @@ def boxed(
     return copy
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole, its folder too. Raises OutputError."""
+def save_picture(image: Image.Image, path: Path, credit: str = "") -> None:
+    """Write a PNG whole, its folder too; a credit becomes its text chunk `Copyright`. Raises OutputError."""
+    texts = PngInfo()
+    if credit:
+        texts.add_text("Copyright", credit)
     with atomic_path(path) as temporary:
-        image.save(temporary, "PNG")
+        image.save(temporary, "PNG", pnginfo=texts)
 
 
 def context_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

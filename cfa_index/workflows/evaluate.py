@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.errors import DatasetError, ImageError
+from cfa_index.errors import DatasetError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable
 from cfa_index.images import TestImage, load_batches, read_mask
@@ -100,8 +101,16 @@ def evaluate(
 ) -> Evaluation:
     """Score a test split and compare with its labels. Memory does not grow with the maps.
 
+    Args:
+        bundle: the model.
+        images: the test split, `good` and defects.
+        batch_size: images a forward pass.
+        threads: that decode.
+        listener: told of progress.
+
     Raises:
         DatasetError: no test image can be read.
+        ImageError: a mask cannot be read, or has another size than its image.
     """
     features = bundle.manifest.spec.features
     pixels = _pixel_metrics(images)
@@ -151,7 +160,7 @@ def evaluate(
                         offset_x=frame.offset_x,
                         offset_y=frame.offset_y,
                     )
-                    pixels.update(source_map, _mask(image, source_map.shape, listener))
+                    pixels.update(source_map, _mask(image, source_map.shape))
             advance(len(batch.positions) + len(batch.errors))
     return _summarise(bundle, rows, pixels, images)
 
@@ -162,17 +171,11 @@ def _pixel_metrics(images: Sequence[TestImage]) -> PixelMetrics | None:
     return PixelMetrics() if defects and all(image.mask for image in defects) else None
 
 
-def _mask(
-    image: TestImage, shape: tuple[int, ...], listener: Listener
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _mask(image: TestImage, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     height, width = shape
     if image.mask is None:
         return np.zeros((height, width), dtype=bool)
-    try:
-        return read_mask(image.mask, width, height)
-    except ImageError as error:
-        listener(Notice(message=str(error)))
-        raise
+    return read_mask(image.mask, width, height)
 
 
 def _summarise(
@@ -191,14 +194,17 @@ def _summarise(
     threshold = bundle.threshold
     without = [image for image in images if image.is_defect and image.mask is None]
     masks = ""
-    if pixels is None:
+    pixel_auroc = pixels.pixel_auroc() if pixels else None
+    if pixels is not None and pixel_auroc is None:
+        masks = "no defect pixel in any mask"
+    elif pixels is None:
         masks = "no defect images" if not without else f"{len(without)} defect images have no mask"
     return Evaluation(
         category=bundle.manifest.category,
         generation=bundle.manifest.generation,
         image_auroc=auroc(labels, scores),
         image_auroc_interval=auroc_interval(labels, scores) if both else None,
-        pixel_auroc=pixels.pixel_auroc() if pixels else None,
+        pixel_auroc=pixel_auroc,
         aupro=pixels.aupro() if pixels else None,
         masks=masks,
         threshold=threshold,

@@ -28,7 +28,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstPatch:
-    """A patch of the query: cell, box in source pixels, Eq. 5 score, and its K nearest memories."""
+    """A patch of the query: cell, box in source pixels, score, and its K nearest memories."""
 
     row: int
     column: int
@@ -88,9 +88,10 @@ def query(
 
     Raises:
         ImageError: the image cannot be read.
+        SpecError: the threshold is not finite.
     """
+    limit = bundle.threshold_or(threshold)
     image = as_image(path)
-    limit = bundle.threshold if threshold is None else threshold
     verdict = bundle.score([image], threshold=limit)[0]
     grid = bundle.manifest.spec.features.grid
     worst = []

@@ -6,24 +6,28 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import run_shards
-from cfa_index.errors import DatasetError, OutputError
+from cfa_index.errors import DatasetError, ImageError, OutputError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import atomic_path, printable, sha256_of_json, write_json
-from cfa_index.images import decode, list_images, load_batches
+from cfa_index.files import atomic_path, printable, sha256_of_json, write_json, writing
+from cfa_index.images import Frame, decode, list_images, load_batches
 from cfa_index.report import overlay, save_picture
 
 SCHEMA_VERSION = 1
 _SHARD_IMAGES = 512
+_FINGERPRINT = "files"
 _FIELDS: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.int64()),
     ("uri", pa.string()),
@@ -61,13 +65,45 @@ class ScoreReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
+    """Up to `_SHARD_IMAGES` images; `fingerprint` changes with any name, size or time of change."""
+
     number: int
     images: tuple[Path, ...]
     uris: tuple[str, ...]
+    fingerprint: str
 
     @property
     def first_id(self) -> int:
         return self.number * _SHARD_IMAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heatmaps:
+    """Where the heatmaps of a run go: <image_id>_<name>.png."""
+
+    folder: Path
+    threshold: float | None
+    credit: str
+
+    def write(self, image_id: int, image: Path, anomaly_map: NDArray[np.float32], frame: Frame) -> None:
+        """The heatmap of one image. Raises ImageError, OutputError."""
+        name = re.sub(r"[^\w.-]", "_", image.stem)[:40]
+        picture = overlay(decode(image), anomaly_map, frame, self.threshold)
+        save_picture(picture, self.folder / f"{image_id:08d}_{name}.png", self.credit)
+
+    def ids(self) -> Iterator[tuple[int, Path]]:
+        """Those that are there, in no order."""
+        for file in self.folder.glob("*_*.png"):
+            number = file.name.partition("_")[0]
+            if number.isascii() and number.isdigit():
+                yield int(number), file
+
+    def remove(self, ids: range) -> None:
+        """Delete those of some images, under whichever name. Raises OutputError."""
+        for image_id, file in self.ids():
+            if image_id in ids:
+                with writing(file):
+                    file.unlink(missing_ok=True)
 
 
 def score_folder(
@@ -79,12 +115,14 @@ def score_folder(
     heatmaps: bool = False,
     batch_size: int = 8,
     threads: int = 2,
+    credit: str = "",
     listener: Listener = ignore,
 ) -> ScoreReport:
     """Score every image below a folder; memory does not grow with their number.
 
-    A rerun skips the parts that are there and refuses if the model, the threshold, the options or
-    the folder are not those of the first run.
+    A rerun skips the parts whose files have not changed (name, size, time), and what the target holds
+    of images that are gone is deleted. It refuses if the model, the threshold, the options or the
+    folder are not those of the first run.
 
     Args:
         bundle: the model.
@@ -94,13 +132,15 @@ def score_folder(
         heatmaps: also write a PNG an image.
         batch_size: images a forward pass.
         threads: that decode.
+        credit: whom the images are from, for the heatmaps' text chunk `Copyright`.
         listener: told of progress.
 
     Raises:
         DatasetError: the folder is missing or holds no image.
+        SpecError: the threshold is not finite.
         OutputError: the target belongs to another run, lies inside the folder, or cannot be written.
     """
-    limit = bundle.threshold if threshold is None else threshold
+    limit = bundle.threshold_or(threshold)
     images = list_images(folder)
     first = next(images, None)
     if first is None:
@@ -117,36 +157,43 @@ def score_folder(
         "heatmaps": heatmaps,
     }
     _claim(output, folder, settings)
+    pictures = _Heatmaps(folder=output / "heatmaps", threshold=limit, credit=credit) if heatmaps else None
+    drawn = {image_id // _SHARD_IMAGES for image_id, _ in pictures.ids()} if pictures else set()
     parts: list[Path] = []
     counts = {"images": 0, "anomalous": 0, "rejected": 0, "resumed": 0}
 
     with stage(listener, "score", None, "images") as advance:
+
+        def scored(images: int, errors: int) -> None:
+            counts["images"] += images
+            counts["rejected"] += errors
+            advance(images, errors=counts["rejected"])
 
         def finished(shard: _Shard) -> pa.Table | None:
             parts.append(_part(output, shard))
             table = _read_part(output, shard)
             if table is not None:
                 counts["resumed"] += len(table)
+                scored(len(table), len(table) - table["error"].null_count)
             return table
 
         def work(shard: _Shard) -> pa.Table:
-            table = _score_shard(
-                bundle, shard, limit, output if heatmaps else None, batch_size, threads, listener
-            )
+            if pictures and shard.number in drawn:
+                pictures.remove(range(shard.first_id, shard.first_id + _SHARD_IMAGES))
+            table = _score_shard(bundle, shard, limit, pictures, batch_size, threads, scored, listener)
             with atomic_path(_part(output, shard)) as temporary:
-                pq.write_table(table.replace_schema_metadata({"uris": sha256_of_json(shard.uris)}), temporary)
+                pq.write_table(table.replace_schema_metadata({_FINGERPRINT: shard.fingerprint}), temporary)
             return table
 
         def collect(table: pa.Table) -> None:
-            rejected = len(table) - table["error"].null_count
-            counts["images"] += len(table)
             counts["anomalous"] += sum(1 for value in table["is_anomalous"].to_pylist() if value)
-            counts["rejected"] += rejected
-            advance(len(table), errors=counts["rejected"])
 
         run_shards(
             _shards(itertools.chain([first], images), folder), finished=finished, work=work, collect=collect
         )
+    _remove_others(output / "parts", parts)
+    if pictures:
+        pictures.remove(range(counts["images"], sys.maxsize))
     _write_csv(output, parts)
     return ScoreReport(output=output, threshold=limit, **counts)
 
@@ -156,11 +203,19 @@ def _shards(images: Iterator[Path], folder: Path) -> Iterator[_Shard]:
         part = tuple(itertools.islice(images, _SHARD_IMAGES))
         if not part:
             return
-        yield _Shard(
-            number=number,
-            images=part,
-            uris=tuple(printable(path.relative_to(folder).as_posix()) for path in part),
-        )
+        uris = tuple(printable(path.relative_to(folder).as_posix()) for path in part)
+        # Before the images are read: one that changes meanwhile is scored again by the next run.
+        files = [[uri, *_size_and_time(path)] for uri, path in zip(uris, part, strict=True)]
+        yield _Shard(number=number, images=part, uris=uris, fingerprint=sha256_of_json(files))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and nanoseconds; -1 for a file that cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _claim(output: Path, folder: Path, settings: dict[str, Any]) -> None:
@@ -202,7 +257,7 @@ def _part(output: Path, shard: _Shard) -> Path:
 
 
 def _read_part(output: Path, shard: _Shard) -> pa.Table | None:
-    """The part that an earlier run wrote for the same images, if any."""
+    """The part that an earlier run wrote for the same, unchanged images, if any."""
     file = _part(output, shard)
     if not file.exists():
         return None
@@ -210,17 +265,25 @@ def _read_part(output: Path, shard: _Shard) -> pa.Table | None:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid):
         return None
-    same = (table.schema.metadata or {}).get(b"uris", b"").decode() == sha256_of_json(shard.uris)
-    return table if same else None
+    found = (table.schema.metadata or {}).get(_FINGERPRINT.encode(), b"")
+    return table if found == shard.fingerprint.encode() else None
+
+
+def _remove_others(folder: Path, parts: Sequence[Path]) -> None:
+    """Delete the parts of a longer run before this one. Raises OutputError."""
+    for file in set(folder.glob("part-*.parquet")).difference(parts):
+        with writing(file):
+            file.unlink(missing_ok=True)
 
 
 def _score_shard(
     bundle: ModelBundle,
     shard: _Shard,
     limit: float | None,
-    heatmaps: Path | None,
+    heatmaps: _Heatmaps | None,
     batch_size: int,
     threads: int,
+    scored: Callable[[int, int], None],
     listener: Listener,
 ) -> pa.Table:
     rows: dict[int, dict[str, Any]] = {}
@@ -231,11 +294,9 @@ def _score_shard(
         for position, error in batch.errors:
             listener(Notice(message=f"left out: {error}"))
             rows[position] = {"error": str(error)}
-        if not batch.positions:
-            continue
-        scored = bundle.scorer.score_pixels(batch.pixels, batch.frames)
+        verdict = bundle.scorer.score_pixels(batch.pixels, batch.frames)
         for slot, (position, frame) in enumerate(zip(batch.positions, batch.frames, strict=True)):
-            score = float(scored.scores[slot])
+            score = float(verdict.scores[slot])
             rows[position] = {
                 "score": score,
                 "is_anomalous": None if limit is None else score > limit,
@@ -243,12 +304,12 @@ def _score_shard(
                 "height": frame.source_height,
             }
             if heatmaps is not None:
-                name = re.sub(r"[^\w.-]", "_", shard.images[position].stem)[:40]
-                file = heatmaps / "heatmaps" / f"{shard.first_id + position:08d}_{name}.png"
-                picture = overlay(
-                    decode(shard.images[position]), scored.maps[slot].cpu().numpy(), frame, limit
-                )
-                save_picture(picture, file)
+                anomaly_map = verdict.maps[slot].cpu().numpy()
+                try:
+                    heatmaps.write(shard.first_id + position, shard.images[position], anomaly_map, frame)
+                except ImageError as error:  # it was readable a moment ago; its score stands
+                    listener(Notice(message=f"no heatmap: {error}"))
+        scored(len(batch.positions) + len(batch.errors), len(batch.errors))
     table = [
         {"image_id": shard.first_id + number, "uri": uri, "model_sha": model_sha, **rows[number]}
         for number, uri in enumerate(shard.uris)

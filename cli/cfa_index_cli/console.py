@@ -87,6 +87,7 @@ class _Display:
             self._progress = None
 
     def _start(self, event: StageStarted) -> None:
+        self.close()  # of a stage that failed: rich takes one bar at a time
         self._unit, self._total, self._done, self._images = event.unit, event.total, 0, 0.0
         self._started = self._shown = time.monotonic()
         if self.console.is_terminal and event.total != 0:

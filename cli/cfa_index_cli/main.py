@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from cfa_index.errors import CfaIndexError
 from cfa_index_cli.commands import build, demo, evaluate, query, score, train
+from cfa_index_cli.failures import error_line
 
 
 class _Commands(TyperGroup):
-    """Turns a `CfaIndexError` of any command into one line on standard error and exit code 1."""
+    """Turns an error of any command that has a line into that line on standard error and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CfaIndexError as error:
-            typer.echo(f"cfa-index: {error}", err=True)
-            raise typer.Exit(1) from error
-        except BrokenPipeError:  # see `run`
-            raise
-        except OSError as error:  # a folder that may not be entered, a name that is too long
-            got = error.strerror or str(error)
-            place = f" {error.filename}" if error.filename else " a file"
-            typer.echo(
-                f"cfa-index: expected to use{place}, got {got}; check the path and its permissions", err=True
-            )
+        except Exception as error:
+            line = error_line(error)
+            if line is None:  # a bug, typer's own, or a broken pipe (see `run`)
+                raise
+            typer.echo(line, err=True)
             raise typer.Exit(1) from error
 
 
@@ -49,6 +44,24 @@ app = typer.Typer(
         "images were rejected."
     ),
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cfa-index {version('cfa-index')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("build")(build.build_command)
 app.command("train")(train.train_command)
 app.command("query")(query.query_command)

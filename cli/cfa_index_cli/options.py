@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,12 +51,26 @@ class MethodName(StrEnum):
     KMEANS = "kmeans"
 
 
+class PatchScoreName(StrEnum):
+    """From the distances of a patch's nearest memories to its score."""
+
+    NEAREST = "nearest"
+    CERTAINTY = "certainty"
+
+
+_FRACTION = re.compile(r"([+-]?\d{1,6})/(\d{1,6})", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d{1,9}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?", re.ASCII)
+"""Bounded: the exact value of 1e999999999 would take all memory."""
+
+
 def parse_ratio(text: str) -> float:
     """`1/4` or `0.25` as a number."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(f"{text!r} is not a ratio such as 1/4 or 0.25") from error
+    fraction = _FRACTION.fullmatch(text)
+    if fraction and int(fraction[2]):
+        return int(fraction[1]) / int(fraction[2])
+    if _DECIMAL.fullmatch(text):
+        return float(text)
+    raise typer.BadParameter(f"{text!r} is not a ratio such as 1/4 or 0.25")
 
 
 def parse_strides(text: str) -> tuple[int, ...]:
@@ -95,6 +109,10 @@ def load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     mine = _option_names(ctx.command)
     top = {key: setting for key, setting in document.items() if not isinstance(setting, dict)}
     own = document.get(ctx.info_name or "", {})
+    if not isinstance(own, dict):
+        raise typer.BadParameter(
+            f"{value} has {ctx.info_name!r} as a value, not as a table [{ctx.info_name}]"
+        )
     unknown = [key for key in document.keys() - top.keys() if key not in commands]
     unknown += [key for key in top if _dashed(key) not in anyone]
     unknown += [key for key in own if _dashed(key) not in mine]
@@ -125,41 +143,72 @@ def _word(setting: Any) -> Any:
     return setting if isinstance(setting, bool) else str(setting)
 
 
+def with_default(text: str, recommended: object, *, owner: str = "the preset") -> str:
+    """The help of an option whose default is its owner's, with the value of the recommended preset."""
+    return f"{text} [default: {owner}'s; recommended: {recommended}]"
+
+
+DATA, FEATURES, BANK, SCORE, RUN = "Data", "Features", "Bank", "Score", "Run"
+"""Groups of options in the help."""
+RECOMMENDED = ModelSpec()
+"""Its values are shown in the help."""
+
 DataRoot = Annotated[
     Path,
     typer.Option(
         "--data-root",
         envvar="CFA_INDEX_DATA_ROOT",
         help="Folder of categories in MVTec's layout: CATEGORY/train/good, CATEGORY/test/DEFECT.",
+        rich_help_panel=DATA,
     ),
 ]
 ModelsDir = Annotated[
-    Path, typer.Option("--models-dir", envvar="CFA_INDEX_MODELS_DIR", help="Where models are kept.")
+    Path,
+    typer.Option(
+        "--models-dir", envvar="CFA_INDEX_MODELS_DIR", help="Where models are kept.", rich_help_panel=DATA
+    ),
 ]
 FeaturesDir = Annotated[
     Path,
-    typer.Option("--features-dir", envvar="CFA_INDEX_FEATURES_DIR", help="Where patch features are kept."),
+    typer.Option(
+        "--features-dir",
+        envvar="CFA_INDEX_FEATURES_DIR",
+        help="Where patch features are kept.",
+        rich_help_panel=DATA,
+    ),
 ]
 CategoryName = Annotated[str, typer.Option("--category", "-c", help="Name of the product, or 'all'.")]
 OneCategory = Annotated[str, typer.Option("--category", "-c", help="Name of the product.")]
 Device = Annotated[
-    str, typer.Option("--device", envvar="CFA_INDEX_DEVICE", help="auto, cpu, cuda or cuda:N.")
+    str,
+    typer.Option(
+        "--device", envvar="CFA_INDEX_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", envvar="CFA_INDEX_THREADS", min=1, help="CPU threads; all cores if not given."),
+    typer.Option(
+        "--threads",
+        envvar="CFA_INDEX_THREADS",
+        min=1,
+        help="Threads for the maths (default: all cores) and for decoding (default: 2).",
+        rich_help_panel=RUN,
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
         help="File with the backbone's weights (.pth, .safetensors); 'random' for tests and speed only.",
+        rich_help_panel=FEATURES,
     ),
 ]
 BundleWeights = Annotated[
     Path | None,
     typer.Option(
-        "--weights", help="File with the backbone's weights, for a model that was built without them."
+        "--weights",
+        help="File with the backbone's weights, for a model that was built without them; another file "
+        "than that of the build is refused.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images a forward pass.")]
@@ -168,10 +217,14 @@ ThresholdValue = Annotated[
     typer.Option("--threshold", help="Scores above it are anomalous; in place of the model's own."),
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the result as one JSON document; '-' is standard output.")
+    Path | None,
+    typer.Option(
+        "--json", help="Write the result as one JSON document; '-' is standard output.", rich_help_panel=RUN
+    ),
 ]
 Events = Annotated[
-    Path | None, typer.Option("--events", help="Append a line of JSON an event, for a supervisor.")
+    Path | None,
+    typer.Option("--events", help="Append a line of JSON an event, for a supervisor.", rich_help_panel=RUN),
 ]
 Config = Annotated[
     Path | None,
@@ -180,6 +233,7 @@ Config = Annotated[
         callback=load_config,
         is_eager=True,
         help="TOML file of option values; flags and the environment win over it.",
+        rich_help_panel=RUN,
     ),
 ]
 
@@ -226,6 +280,6 @@ def warn_random(weights: WeightsOrigin, say: Callable[[str], None]) -> None:
         say(f"warning: {weights.source} weights: for tests and speed only, scores mean nothing")
 
 
-def one_or_many(documents: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """A command's document: that of its one category, or all of them under `categories`."""
-    return documents[0] if len(documents) == 1 else {"schema_version": 1, "categories": list(documents)}
+def one_or_many(documents: Sequence[Mapping[str, Any]], asked: int) -> Mapping[str, Any]:
+    """A command's document: that of the one category asked for, or those that did not fail, under `categories`."""
+    return documents[0] if asked == 1 else {"schema_version": 1, "categories": list(documents)}

@@ -14,60 +14,169 @@ if TYPE_CHECKING:
     from cfa_index import BuildReport, GoodImages, ModelSpec
 
 
+_DEFAULTS = o.RECOMMENDED
+
+
 def build_command(
     category: Annotated[
         str | None,
-        typer.Option("--category", "-c", help="Name of the product, or 'all' under the data root."),
+        typer.Option(
+            "--category",
+            "-c",
+            help="Name of the product, or 'all' under the data root.",
+            rich_help_panel=o.DATA,
+        ),
     ] = None,
     normals: Annotated[
         Path | None,
-        typer.Option("--normals", help="A plain folder of good images, in place of the MVTec layout."),
+        typer.Option(
+            "--normals",
+            help="A plain folder of good images, in place of the MVTec layout.",
+            rich_help_panel=o.DATA,
+        ),
     ] = None,
     data_root: o.DataRoot = o.DATA_ROOT,
     models_dir: o.ModelsDir = o.MODELS_DIR,
     features_dir: o.FeaturesDir = o.FEATURES_DIR,
     preset: Annotated[
-        o.Preset, typer.Option("--preset", help="Where all settings start from.")
+        o.Preset,
+        typer.Option("--preset", help="Where all settings start from.", rich_help_panel=o.FEATURES),
     ] = o.Preset.RECOMMENDED,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="wide_resnet50_2, resnet18 or efficientnet_lite0.")
+        str | None,
+        typer.Option(
+            "--backbone",
+            help=o.with_default(
+                "wide_resnet50_2, resnet18 or efficientnet_lite0.", _DEFAULTS.features.backbone
+            ),
+            rich_help_panel=o.FEATURES,
+        ),
     ] = None,
     weights: o.Weights = None,
     geometry: Annotated[
         o.GeometryName | None,
-        typer.Option("--geometry", help="Look at the whole frame, its centre crop, or a letterbox."),
+        typer.Option(
+            "--geometry",
+            help=o.with_default(
+                "Look at the whole frame, its centre crop, or a letterbox.", _DEFAULTS.features.geometry
+            ),
+            rich_help_panel=o.FEATURES,
+        ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option("--size", help="Side of the network's square in pixels.")
+        int | None,
+        typer.Option(
+            "--size",
+            help=o.with_default("Side of the network's square in pixels.", _DEFAULTS.features.size_px),
+            rich_help_panel=o.FEATURES,
+        ),
     ] = None,
     strides: Annotated[
-        str | None, typer.Option("--strides", help="Pyramid levels, such as 8,16 or 4,8,16.")
+        str | None,
+        typer.Option(
+            "--strides",
+            help=o.with_default(
+                "Pyramid levels, such as 8,16 or 4,8,16.", ",".join(map(str, _DEFAULTS.features.strides))
+            ),
+            rich_help_panel=o.FEATURES,
+        ),
     ] = None,
-    init: Annotated[o.InitName | None, typer.Option("--init", help="Where the descriptor starts.")] = None,
+    init: Annotated[
+        o.InitName | None,
+        typer.Option(
+            "--init",
+            help=o.with_default("Where the descriptor starts.", _DEFAULTS.descriptor.init),
+            rich_help_panel=o.FEATURES,
+        ),
+    ] = None,
     gamma_d: Annotated[
         str | None,
-        typer.Option("--gamma-d", help="Descriptor width as a share of the features', such as 1/4."),
+        typer.Option(
+            "--gamma-d",
+            help=o.with_default(
+                "Descriptor width as a share of the features', such as 1/4.", _DEFAULTS.descriptor.gamma_d
+            ),
+            rich_help_panel=o.FEATURES,
+        ),
     ] = None,
     method: Annotated[
-        o.MethodName | None, typer.Option("--method", help="How patches become memories.")
+        o.MethodName | None,
+        typer.Option(
+            "--method",
+            help=o.with_default("How patches become memories.", _DEFAULTS.bank.method),
+            rich_help_panel=o.BANK,
+        ),
     ] = None,
-    bank_size: Annotated[int | None, typer.Option("--bank-size", help="Memories in the bank.")] = None,
+    bank_size: Annotated[
+        int | None,
+        typer.Option(
+            "--bank-size",
+            help=o.with_default("Memories in the bank.", _DEFAULTS.bank.size),
+            rich_help_panel=o.BANK,
+        ),
+    ] = None,
     gamma_c: Annotated[
         str | None,
-        typer.Option("--gamma-c", help="Memories as a share of an image's patches, in place of --bank-size."),
+        typer.Option(
+            "--gamma-c",
+            help="Memories as a share of an image's patches, in place of --bank-size.",
+            rich_help_panel=o.BANK,
+        ),
     ] = None,
-    neighbors: Annotated[int | None, typer.Option("--neighbors", help="K of the score (Eq. 5).")] = None,
+    patch_score: Annotated[
+        o.PatchScoreName | None,
+        typer.Option(
+            "--patch-score",
+            help=o.with_default(
+                "nearest: the distance to the nearest memory (Eq. 4). certainty: Eq. 5, as in the paper.",
+                _DEFAULTS.score.patch_score,
+            ),
+            rich_help_panel=o.SCORE,
+        ),
+    ] = None,
+    neighbors: Annotated[
+        int | None,
+        typer.Option(
+            "--neighbors",
+            help=o.with_default("How many matches a query shows, and K of Eq. 5.", _DEFAULTS.score.neighbors),
+            rich_help_panel=o.SCORE,
+        ),
+    ] = None,
     held_out: Annotated[
-        str | None, typer.Option("--held-out", help="Share of good images kept for the threshold.")
+        str | None,
+        typer.Option(
+            "--held-out",
+            help=o.with_default("Share of good images kept for the threshold.", _DEFAULTS.held_out),
+            rich_help_panel=o.SCORE,
+        ),
     ] = None,
     false_alarm_rate: Annotated[
-        str | None, typer.Option("--false-alarm-rate", help="Share of good images that may score above it.")
+        str | None,
+        typer.Option(
+            "--false-alarm-rate",
+            help=o.with_default(
+                "Share of good images that may score above the threshold.", _DEFAULTS.score.false_alarm_rate
+            ),
+            rich_help_panel=o.SCORE,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of every random choice.")
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=LARGEST_SEED,
+            help=o.with_default("Of every random choice.", _DEFAULTS.seed),
+            rich_help_panel=o.RUN,
+        ),
     ] = None,
     embed_weights: Annotated[
-        bool, typer.Option("--embed-weights/--no-embed-weights", help="Put the backbone into the model.")
+        bool,
+        typer.Option(
+            "--embed-weights/--no-embed-weights",
+            help="Put the backbone into the model.",
+            rich_help_panel=o.FEATURES,
+        ),
     ] = True,
     device: o.Device = "auto",
     threads: o.Threads = None,
@@ -92,10 +201,13 @@ def build_command(
     del config  # its callback has done the work
     if category is None and normals is None:
         raise typer.BadParameter("give --category NAME (or 'all'), or --normals DIR")
+    if category == "all" and normals is not None:
+        raise typer.BadParameter("give --normals DIR the name of one category, not 'all'")
     if bank_size is not None and gamma_c is not None:
         raise typer.BadParameter("give --bank-size or --gamma-c, not both")
     from cfa_index import build, load_backbone, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
+    from cfa_index_cli.failures import each_category
 
     spec = _spec(
         preset=preset,
@@ -108,6 +220,7 @@ def build_command(
         method=method,
         bank_size=bank_size,
         gamma_c=gamma_c,
+        patch_score=patch_score,
         neighbors=neighbors,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
@@ -115,23 +228,20 @@ def build_command(
     )
     if threads is not None:
         set_threads(threads)
-    sources = _sources(category, normals, data_root)
-    reports = []
+    names = _names(category, normals, data_root)
     with session(events) as out:
         network = load_backbone(
             spec.features.backbone,
             spec.features.strides,
             size_px=spec.features.size_px,
-            weights="random" if weights == "random" else Path(weights) if weights else None,
+            weights="random" if weights == "random" else None if weights is None else Path(weights),
             seed=spec.seed,
         )
-        if network.origin.is_random:
-            out.say(
-                f"warning: {network.origin.source} weights: for tests and speed only, scores mean nothing"
-            )
-        for good in sources:
+        o.warn_random(network.origin, out.say)
+
+        def build_one(name: str) -> BuildReport:
             report = build(
-                good,
+                _good_images(name, normals, data_root),
                 spec,
                 backbone=network,
                 models_dir=models_dir,
@@ -141,12 +251,13 @@ def build_command(
                 embed_weights=embed_weights,
                 listener=out.listener,
             )
-            reports.append(report)
             out.say(_summary(report))
-    documents = [_document(report) for report in reports]
-    write_document(
-        json_file, documents[0] if len(documents) == 1 else {"schema_version": 1, "models": documents}
-    )
+            return report
+
+        reports, failed = each_category(names, build_one, out.say)
+    write_document(json_file, o.one_or_many([_document(report) for report in reports], len(names)))
+    if failed:
+        raise typer.Exit(1)
     if any(report.rejected for report in reports):
         raise typer.Exit(3)
 
@@ -163,6 +274,7 @@ def _spec(
     method: o.MethodName | None,
     bank_size: int | None,
     gamma_c: str | None,
+    patch_score: o.PatchScoreName | None,
     neighbors: int | None,
     held_out: str | None,
     false_alarm_rate: str | None,
@@ -172,46 +284,59 @@ def _spec(
     from cfa_index import preset as named
 
     base = named(preset.value)
-    bank: dict[str, object] = {"method": method.value if method else None, "size": bank_size}
-    if gamma_c is not None:
-        bank = {**bank, "gamma_c": o.parse_ratio(gamma_c)}
     return o.override(
         base,
         features={
             "backbone": backbone,
             "geometry": geometry.value if geometry else None,
             "size_px": size,
-            "strides": o.parse_strides(strides) if strides else None,
+            "strides": o.parse_strides(strides) if strides is not None else None,
         },
-        descriptor={
-            "init": init.value if init else None,
-            "gamma_d": o.parse_ratio(gamma_d) if gamma_d else None,
+        descriptor={"init": init.value if init else None, "gamma_d": _ratio(gamma_d)},
+        bank={
+            "method": method.value if method else None,
+            "size": bank_size,
+            "gamma_c": _ratio(gamma_c),
         },
-        bank=bank,
         use_gamma_c=gamma_c is not None,
         score={
+            "patch_score": patch_score.value if patch_score else None,
             "neighbors": neighbors,
-            "false_alarm_rate": o.parse_ratio(false_alarm_rate) if false_alarm_rate else None,
+            "false_alarm_rate": _ratio(false_alarm_rate),
         },
-        top={"held_out": o.parse_ratio(held_out) if held_out else None, "seed": seed},
+        top={"held_out": _ratio(held_out), "seed": seed},
     )
 
 
-def _sources(category: str | None, normals: Path | None, data_root: Path) -> list[GoodImages]:
-    from cfa_index import GoodImages, list_categories, open_category, plain_folder
+def _ratio(text: str | None) -> float | None:
+    return None if text is None else o.parse_ratio(text)
+
+
+def _names(category: str | None, normals: Path | None, data_root: Path) -> list[str]:
+    """Of the categories to build; that of a plain folder is its own name unless one is given."""
+    from cfa_index import list_categories
     from cfa_index.errors import DatasetError
 
-    if normals is not None:
-        images = plain_folder(normals)
-        return [GoodImages(category=category or normals.resolve().name, source=normals, images=images)]
-    assert category is not None
-    names = list_categories(data_root) if category == "all" else [category]
+    if category is None:
+        assert normals is not None
+        return [normals.resolve().name]
+    if category != "all":
+        return [category]
+    names = list_categories(data_root)
     if not names:
         raise DatasetError(
             expected=f"categories with train/good below {data_root}", got="none", remedy="check --data-root"
         )
-    found = [open_category(data_root, name) for name in names]
-    return [GoodImages(category=one.name, source=one.folder, images=one.train_good()) for one in found]
+    return names
+
+
+def _good_images(name: str, normals: Path | None, data_root: Path) -> GoodImages:
+    from cfa_index import GoodImages, open_category, plain_folder
+
+    if normals is not None:
+        return GoodImages(category=name, source=normals, images=plain_folder(normals))
+    found = open_category(data_root, name)
+    return GoodImages(category=found.name, source=found.folder, images=found.train_good())
 
 
 def _summary(report: BuildReport) -> str:

@@ -78,27 +78,31 @@ def demo_command(
         )
         clock.start("evaluate, before training")
         test = category.test()
-        before = evaluate(ModelBundle.load(built.path, device=device), test, listener=out.listener)
+        before = evaluate(
+            ModelBundle.load(built.path, device=device), test, threads=threads or 2, listener=out.listener
+        )
         clock.start("train")
         trained = train(
             models, category.name, spec.train, features_dir=features, device=device, listener=out.listener
         )
         clock.start("evaluate, after training")
         bundle = ModelBundle.load(trained.path, device=device)
-        after = evaluate(bundle, test, listener=out.listener)
+        after = evaluate(bundle, test, threads=threads or 2, listener=out.listener)
         clock.start("query")
         worst = max(
             (image for image in zip(after.rows, test, strict=True) if image[1].is_defect),
             key=lambda pair: pair[0].score,
         )[1]
         picture = output / "pictures" / f"{worst.path.stem}_query.png"
-        save_picture(query_picture(query(bundle, worst.path), footer=CREDIT), picture)
+        save_picture(query_picture(query(bundle, worst.path), footer=CREDIT), picture, CREDIT)
         clock.start("score a folder")
         scored = score_folder(
             bundle,
             category.folder / "test",
             output / "scores" / bundle.manifest.to_dict()["sha256"][:12],
             heatmaps=True,
+            threads=threads or 2,
+            credit=CREDIT,
             listener=out.listener,
         )
         clock.stop()

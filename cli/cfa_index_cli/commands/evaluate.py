@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from cfa_index_cli import options as o
+
+if TYPE_CHECKING:
+    from cfa_index import Evaluation
 
 
 def evaluate_command(
@@ -32,18 +37,22 @@ def evaluate_command(
     del config
     from cfa_index import ModelBundle, evaluate, list_models, open_category, set_threads
     from cfa_index_cli.console import percent, session, write_document
+    from cfa_index_cli.failures import each_category
 
     if threads is not None:
         set_threads(threads)
-    results = []
     with session(events) as out:
-        for name in list_models(models_dir) if category == "all" else [category]:
+
+        def evaluate_one(name: str) -> Evaluation:
             images = open_category(data_root, name).test()
             bundle = ModelBundle.load(models_dir / name, device=device, weights=weights)
             o.warn_random(bundle.manifest.weights, out.say)
-            results.append(
-                evaluate(bundle, images, batch_size=batch_size, threads=threads or 2, listener=out.listener)
+            return evaluate(
+                bundle, images, batch_size=batch_size, threads=threads or 2, listener=out.listener
             )
+
+        names = list_models(models_dir) if category == "all" else [category]
+        results, failed = each_category(names, evaluate_one, out.say)
         rows = []
         for result in results:
             interval = result.image_auroc_interval
@@ -70,6 +79,8 @@ def evaluate_command(
             "false alarms",
         ]
         out.table("test split, raw scores, last epoch", header, rows)
-    write_document(json_file, o.one_or_many([result.to_dict() for result in results]))
+    write_document(json_file, o.one_or_many([result.to_dict() for result in results], len(names)))
+    if failed:
+        raise typer.Exit(1)
     if any(result.rejected for result in results):
         raise typer.Exit(3)

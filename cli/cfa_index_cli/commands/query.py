@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,7 @@ def query_command(
     if threads is not None:
         set_threads(threads)
     documents, rejected = [], 0
+    taken: set[str] = set()
     with session(events) as out:
         bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
         o.warn_random(bundle.manifest.weights, out.say)
@@ -53,8 +55,9 @@ def query_command(
                 documents.append({"path": str(path), "error": str(error)})
                 rejected += 1
                 continue
-            taken = {file.stem for file in images[:number]}
-            name = f"{path.stem}_{number}" if path.stem in taken else path.stem
+            names = itertools.chain([path.stem], (f"{path.stem}_{n}" for n in itertools.count(number)))
+            name = next(name for name in names if name.casefold() not in taken)  # some disks fold case
+            taken.add(name.casefold())
             picture = output / f"{name}_query.png"
             save_picture(query_picture(result), picture)
             limit = f"threshold {result.threshold:.4g}" if result.threshold is not None else "no threshold"

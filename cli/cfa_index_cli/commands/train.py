@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -10,23 +11,53 @@ import typer
 from cfa_index.specs import LARGEST_SEED
 from cfa_index_cli import options as o
 
+_DEFAULTS = o.RECOMMENDED.train
+_with_default = partial(o.with_default, owner="the model")
+
 
 def train_command(
     category: o.CategoryName,
     models_dir: o.ModelsDir = o.MODELS_DIR,
     features_dir: o.FeaturesDir = o.FEATURES_DIR,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=0, help="Passes over the images.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of AdamW.")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")] = None,
-    attract: Annotated[int | None, typer.Option("--attract", help="K: nearest memories that pull.")] = None,
-    repel: Annotated[int | None, typer.Option("--repel", help="J: the next ones, that push.")] = None,
-    margin: Annotated[float | None, typer.Option("--margin", help="alpha of L_rep.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=0, help=_with_default("Passes over the images.", _DEFAULTS.epochs)),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", help=_with_default("Of AdamW.", _DEFAULTS.learning_rate)),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option("--weight-decay", help=_with_default("Of AdamW.", _DEFAULTS.weight_decay)),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help=_with_default("Images a step.", _DEFAULTS.batch_size)),
+    ] = None,
+    attract: Annotated[
+        int | None,
+        typer.Option("--attract", help=_with_default("K: nearest memories that pull.", _DEFAULTS.attract)),
+    ] = None,
+    repel: Annotated[
+        int | None,
+        typer.Option("--repel", help=_with_default("J: the next ones, that push.", _DEFAULTS.repel)),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help=_with_default("alpha of L_rep.", _DEFAULTS.margin))
+    ] = None,
     radius: Annotated[
-        str | None, typer.Option("--radius", help="Start of the learned radius: a number, or 'median'.")
+        str | None,
+        typer.Option(
+            "--radius",
+            help=_with_default("Start of the learned radius: a number, or 'median'.", _DEFAULTS.radius),
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the order of the images.")
+        int | None,
+        typer.Option(
+            "--seed", min=0, max=LARGEST_SEED, help="Of the order of the images. [default: the model's]"
+        ),
     ] = None,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
@@ -37,9 +68,10 @@ def train_command(
 ) -> None:
     """Adapt the patch descriptor against the bank (the paper's Eqs. 1-3).
 
-    Reads the features that build has kept: the backbone does not run. A training that was stopped
+    Reads the features that build has kept: the backbone does not run. Training always starts from
+    the descriptor of the build (phi_0), never from that of an earlier training; one that was stopped
     goes on from its last epoch when the same command is given again. The result is a new generation
-    of the model; settings that are not given are those of the build's preset.
+    of the model; settings that are not given are those of the current one.
 
     Example:
 
@@ -48,6 +80,7 @@ def train_command(
     del config
     from cfa_index import current_generation, list_models, read_manifest, set_threads, train
     from cfa_index_cli.console import session, write_document
+    from cfa_index_cli.failures import each_category
 
     given: dict[str, Any] = {
         "epochs": epochs,
@@ -57,13 +90,13 @@ def train_command(
         "attract": attract,
         "repel": repel,
         "margin": margin,
-        "radius": o.parse_radius(radius) if radius else None,
+        "radius": o.parse_radius(radius) if radius is not None else None,
     }
     if threads is not None:
         set_threads(threads)
-    documents = []
     with session(events) as out:
-        for name in list_models(models_dir) if category == "all" else [category]:
+
+        def train_one(name: str) -> dict[str, Any]:
             before = read_manifest(current_generation(models_dir / name))
             o.warn_random(before.weights, out.say)
             spec = replace(before.spec.train, **{k: v for k, v in given.items() if v is not None})
@@ -94,15 +127,18 @@ def train_command(
                     for row in report.log
                 ],
             )
-            documents.append(
-                {
-                    "schema_version": 1,
-                    "category": name,
-                    "generation": report.manifest.generation,
-                    "path": str(report.path),
-                    "threshold": threshold.value if threshold else None,
-                    "epochs": [row.__dict__ for row in report.log],
-                    "spec": report.manifest.spec.to_dict(),
-                }
-            )
-    write_document(json_file, o.one_or_many(documents))
+            return {
+                "schema_version": 1,
+                "category": name,
+                "generation": report.manifest.generation,
+                "path": str(report.path),
+                "threshold": threshold.value if threshold else None,
+                "epochs": [row.__dict__ for row in report.log],
+                "spec": report.manifest.spec.to_dict(),
+            }
+
+        names = list_models(models_dir) if category == "all" else [category]
+        documents, failed = each_category(names, train_one, out.say)
+    write_document(json_file, o.one_or_many(documents, len(names)))
+    if failed:
+        raise typer.Exit(1)
