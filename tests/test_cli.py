@@ -393,7 +393,7 @@ def test_the_console_script_as_a_process_of_its_own(place: Workplace, tmp_path: 
 
 def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None:
     """Control-C during the features; what is done stays, and the next run goes on from there."""
-    place = made_up.workplace(tmp_path, train=4, test=1)
+    place = made_up.workplace(tmp_path, train=60, test=1)
     events = tmp_path / "events"
     os.mkfifo(events)  # the command waits here until somebody reads: no race with its start
     process = subprocess.Popen(
@@ -402,6 +402,8 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts us in the background hands down SIGINT as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with events.open() as reader:
         reader.readline()
