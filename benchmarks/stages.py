@@ -5,7 +5,8 @@
 The backbone has random weights (speed does not depend on them), the features are those of made-up
 images with large and small structure. `backbone` is its forward pass alone, without the pooling.
 Everything is timed in turn in one process; a ratio is the median over rounds. `whole inference` is
-pixels to maps and scores; decoding and writing stand apart.
+pixels to maps and scores; decoding and writing stand apart. As in the commands that loop, freed memory is
+kept for the next step; `--give-back` shows what that is worth.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from cfa_index import (
     nearest_distances,
     network_pixels,
     overlay,
+    reuse_freed_memory,
     save_picture,
     set_threads,
 )
@@ -184,9 +186,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--give-back", action="store_true", help="leave freed memory to the C library's own rules"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     set_threads(given.threads)
+    if not given.give_back:
+        reuse_freed_memory()
     print(describe(given.seed, backbone=given.backbone, batch=given.batch, rounds=given.rounds, size="224"))
     results = []
     for gamma in given.gamma or ["1/4", "1"]:

@@ -37,6 +37,7 @@ from .descriptor import (
 )
 from .devices import (
     resolve_device as resolve_device,
+    reuse_freed_memory as reuse_freed_memory,
 )
 from .errors import (
     BankError as BankError,

@@ -1,13 +1,33 @@
-"""Which device to compute on."""
+"""Which device to compute on, and how its memory is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 
 import torch
 
 from cfa_index.bank import gpu_count
 from cfa_index.errors import DeviceError, SpecError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3)."""
+
+
+def reuse_freed_memory() -> bool:
+    """Keep large buffers that were freed for the next step instead of giving them back to the system.
+
+    glibc maps buffers above 32 MiB anew each time and trims its heap; paging them in again took a tenth
+    to a fifth of a training step (benchmarks/stages.py, `--give-back`). It holds for the whole process,
+    so the commands that run long loops call it and the library never does.
+
+    Returns:
+        Whether the C library is glibc and took the settings.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -43,6 +43,7 @@ def demo_command(
         query,
         query_picture,
         resolve_device,
+        reuse_freed_memory,
         save_picture,
         score_folder,
         set_threads,
@@ -50,6 +51,7 @@ def demo_command(
     )
     from cfa_index_cli.console import percent, session, write_document
 
+    reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
     base = preset("recommended")

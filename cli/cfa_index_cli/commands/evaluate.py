@@ -35,10 +35,11 @@ def evaluate_command(
         cfa-index evaluate --category cable --json -
     """
     del config
-    from cfa_index import ModelBundle, evaluate, list_models, open_category, set_threads
+    from cfa_index import ModelBundle, evaluate, list_models, open_category, reuse_freed_memory, set_threads
     from cfa_index_cli.console import percent, session, write_document
     from cfa_index_cli.failures import each_category
 
+    reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
     with session(events) as out:

@@ -37,9 +37,10 @@ def score_command(
         cfa-index score night_shift/ --category cable -o scores --heatmaps
     """
     del config
-    from cfa_index import ModelBundle, score_folder, set_threads
+    from cfa_index import ModelBundle, reuse_freed_memory, score_folder, set_threads
     from cfa_index_cli.console import session, write_document
 
+    reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
     with session(events) as out:

@@ -78,7 +78,14 @@ def train_command(
         cfa-index train --category cable --epochs 4
     """
     del config
-    from cfa_index import current_generation, list_models, read_manifest, set_threads, train
+    from cfa_index import (
+        current_generation,
+        list_models,
+        read_manifest,
+        reuse_freed_memory,
+        set_threads,
+        train,
+    )
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
 
@@ -92,6 +99,7 @@ def train_command(
         "margin": margin,
         "radius": o.parse_radius(radius) if radius is not None else None,
     }
+    reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
     with session(events) as out:
