@@ -101,3 +101,10 @@ def test_every_package_is_installed() -> None:
 def test_no_file_outgrows_a_sitting() -> None:
     for file in [*FILES, *(ROOT / "cli").rglob("*.py")]:
         assert len(file.read_text().splitlines()) <= 400, file
+
+
+def test_the_readme_names_every_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    for file in FILES:
+        name = str(file.relative_to(PACKAGE))
+        assert file.name.startswith("__") or f" {name} " in text, name
