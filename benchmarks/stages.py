@@ -6,7 +6,8 @@ The backbone has random weights (speed does not depend on them), the features ar
 images with large and small structure. `backbone` is its forward pass alone, without the pooling.
 Everything is timed in turn in one process; a ratio is the median over rounds. `whole inference` is
 pixels to maps and scores; decoding and writing stand apart. As in the commands that loop, freed memory is
-kept for the next step; `--give-back` shows what that is worth.
+kept for the next step; `--give-back` shows what that is worth. `product, its shape` is one matrix product
+of all patches with all memories, what an exact search cannot do without.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ def measure(
             "backbone + pooling": _inference(lambda: backbone.pyramid(pixels)),
             "descriptor": _inference(lambda: folded(levels)),
             "search": _inference(lambda: bank.search(patches.flatten(0, 1), score.neighbors, exact=True)),
+            "product, its shape": _inference(lambda: patches.flatten(0, 1) @ bank.tensor.T),
             "maps": _inference(maps),
             "write rows": lambda: pq.write_table(table, folder / "rows.parquet"),
             "write heatmaps": write_heatmaps,
