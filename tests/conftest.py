@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("shared-machine", deadline=None)
+# The same examples every time: what passes here passes on the next machine.
+settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")
 
 

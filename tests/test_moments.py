@@ -21,7 +21,7 @@ def test_streamed_moments_equal_numpy(seed: int, sizes: list[int], offset: float
     everything = np.concatenate(batches)
     result = running.result()
     assert result.count == len(everything)
-    np.testing.assert_allclose(result.mean, everything.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(result.mean, everything.mean(0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(result.covariance, np.cov(everything.T, bias=True), atol=1e-9)
 
 
