@@ -70,11 +70,6 @@ class StoreHeader:
         sides = [self.features.size_px // stride for stride in self.features.strides]
         return tuple((side, side) for side in sides)
 
-    @property
-    def bytes_per_image(self) -> int:
-        """Uncompressed bytes of one pyramid in float16."""
-        return sum(2 * c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))
-
     def shapes(self, images: int) -> list[tuple[str, tuple[int, int, int]]]:
         """Name and shape (images, cells, channels) of each level's array."""
         return [

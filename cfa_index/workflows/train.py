@@ -78,7 +78,7 @@ class TrainReport:
 
 
 class Trainer:
-    """phi, the loss and the optimiser; `step` is one update, `run_epoch` a pass over the images.
+    """phi, the loss and the optimiser; `step` is one update.
 
     Args:
         descriptor: phi, changed in place.
