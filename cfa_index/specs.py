@@ -16,7 +16,7 @@ from cfa_index.errors import SpecError
 
 Geometry = Literal["whole", "crop", "letterbox"]
 Initialisation = Literal["he", "torch", "identity", "whiten"]
-Compression = Literal["ema", "mean", "kmeans"]
+Compression = Literal["ema", "mean", "kmeans", "coreset", "random", "full"]
 PatchScore = Literal["nearest", "certainty"]
 PresetName = Literal["recommended", "paper", "published-code"]
 
@@ -131,10 +131,12 @@ class DescriptorSpec(_Spec):
         gamma_d: D' / D, in (0, 1].
         standardise: divide each channel by its standard deviation over the store first.
         shrinkage: weight of the mean variance added to the covariance before it is inverted.
+        expansion: factor on D'; the paper has D' = 2 * D * gamma_d for EfficientNet-B5.
     """
 
     init: Initialisation = "whiten"
     gamma_d: float = 1.0
+    expansion: float = 1.0
     standardise: bool = True
     shrinkage: float = 0.1
 
@@ -153,10 +155,18 @@ class DescriptorSpec(_Spec):
             "use init 'whiten' to keep fewer directions",
         )
         _require(0 <= self.shrinkage < math.inf, "shrinkage", "finite, 0 or more", self.shrinkage)
+        _require(1 <= self.expansion <= 8, "expansion", "from 1 to 8", self.expansion)
+        _require(
+            self.expansion == 1 or self.init in ("he", "torch"),
+            "expansion",
+            f"1 with init '{self.init}'",
+            self.expansion,
+            "only the random initialisations can be wider than the features",
+        )
 
     def width(self, in_channels: int) -> int:
         """D' for D = `in_channels`, at least 1."""
-        return max(1, round(in_channels * self.gamma_d))
+        return max(1, round(in_channels * self.gamma_d * self.expansion))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +175,26 @@ class BankSpec(_Spec):
 
     Attributes:
         method: `ema` (paper, Algorithm 1), `mean` (published code: position means, then k-means),
-            `kmeans` (over a streamed sample of the whole store).
-        size: M; None means gamma_c * h * w.
-        gamma_c: ratio in (0, 1], used when `size` is None.
+            `kmeans` (over a streamed sample of the whole store), `coreset` (PatchCore: greedy k-centre
+            after a sparse random projection), `random` (patches drawn from the store), `full` (every
+            patch: SPADE's gallery).
+        size: M; None means `share`, or else gamma_c * h * w. `full` heeds none of the three.
+        gamma_c: ratio in (0, 1], used when `size` and `share` are None.
+        share: M as a share of all good patches, in (0, 1], used when `size` is None (PatchCore's 1%).
         beta: weight of the newest image in Algorithm 1; the paper gives none, this is our choice.
         iterations: of k-means.
         sample_patches: most patches held at once for k-means and for finding sources.
+        coreset_eps: distortion allowed to the projection of `coreset` (Johnson-Lindenstrauss), in (0, 1).
     """
 
     method: Compression = "kmeans"
     size: int | None = 3136
     gamma_c: float = 1.0
+    share: float | None = None
     beta: float = 0.1
     iterations: int = 20
     sample_patches: int = 65_536
+    coreset_eps: float = 0.9
 
     def __post_init__(self) -> None:
         _require(
@@ -188,7 +204,15 @@ class BankSpec(_Spec):
         _require(
             0 < self.gamma_c <= 1, "gamma_c", "a ratio in (0, 1]", self.gamma_c, "write 1/4 or 0.25, not 4"
         )
+        _require(
+            self.share is None or 0 < self.share <= 1,
+            "share of the patches",
+            "in (0, 1]",
+            self.share,
+            "write 1/100 or 0.01 for one per cent",
+        )
         _require(0 < self.beta <= 1, "beta", "in (0, 1]", self.beta)
+        _require(0 < self.coreset_eps < 1, "coreset_eps", "in (0, 1)", self.coreset_eps)
         _require(self.iterations >= 1, "iterations", "1 or more", self.iterations)
         _require(self.sample_patches >= 1, "sample_patches", "1 or more", self.sample_patches)
 
@@ -220,6 +244,7 @@ class TrainSpec(_Spec):
         margin: alpha, on squared distances.
         radius: start of the learned radius r, or `median`: the root of the median squared distance
             to the K-th neighbour under phi_0.
+        learn_radius: whether r moves with the loss (the paper) or stays where it starts.
         loss_scale: factor on the loss (the published code: 1,000).
         drop_last: leave out an incomplete last batch (the published code).
         seed: of the order of the images; None takes the model's.
@@ -233,6 +258,7 @@ class TrainSpec(_Spec):
     repel: int = 3
     margin: float = 0.1
     radius: float | Literal["median"] = "median"
+    learn_radius: bool = True
     loss_scale: float = 1.0
     drop_last: bool = False
     seed: int | None = None
@@ -313,7 +339,7 @@ class ModelSpec(_Spec):
             self.bank.memories(self.features.patches_per_image),
             self.features.patches_per_image,
         )
-        if self.bank.method != "kmeans":
+        if self.bank.method in ("ema", "mean"):
             _require(
                 memories <= patches,
                 f"bank size with method '{self.bank.method}'",
@@ -322,9 +348,9 @@ class ModelSpec(_Spec):
                 "ask for fewer memories, or use --method kmeans",
             )
         _require(
-            self.features.geometry != "letterbox" or self.bank.method == "kmeans",
+            self.features.geometry != "letterbox" or self.bank.method not in ("ema", "mean"),
             "bank method with a letterbox",
-            "'kmeans'",
+            "neither 'ema' nor 'mean'",
             self.bank.method,
             "position banks need whole grids; use --method kmeans or another --geometry",
         )

@@ -14,7 +14,15 @@ from cfa_index.files import is_sealed, seal
 from cfa_index.metrics import Threshold
 from cfa_index.specs import ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
+    2: {
+        "descriptor": {"expansion": 1.0},
+        "bank": {"share": None, "coreset_eps": 0.9},
+        "train": {"learn_radius": True},
+    },
+}
+"""Settings that a schema version added, by section, with the values that the versions before it meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +91,10 @@ class Manifest:
                 got=f"version {version}",
                 remedy="upgrade cfa-index, or build the model again with this version",
             )
-        if version != SCHEMA_VERSION or not is_sealed(document):
+        if not isinstance(version, int) or version < 1 or not is_sealed(document):
             raise damaged(where, "a document that does not match its own checksum")
         values = {k: v for k, v in document.items() if k not in ("schema_version", "sha256")}
-        values["spec"] = ModelSpec.from_dict(values["spec"])
+        values["spec"] = ModelSpec.from_dict(_upgraded(values["spec"], version))
         values["weights"] = WeightsOrigin(**values["weights"])
         values["channels"] = tuple(values["channels"])
         values["held_out"] = HeldOut(
@@ -94,6 +102,14 @@ class Manifest:
         )
         values["threshold"] = Threshold(**values["threshold"]) if values["threshold"] else None
         return cls(**values)
+
+
+def _upgraded(spec: dict[str, Any], version: int) -> dict[str, Any]:
+    """The settings of an older manifest with those that came after it."""
+    for newer in range(version + 1, SCHEMA_VERSION + 1):
+        for section, added in _ADDED_TO_SPEC[newer].items():
+            spec = {**spec, section: {**spec[section], **added}}
+    return spec
 
 
 def read_manifest(folder: Path) -> Manifest:

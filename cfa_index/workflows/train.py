@@ -94,6 +94,7 @@ class Trainer:
         self.loss = HypersphereLoss(
             attract=spec.attract, repel=spec.repel, margin=spec.margin, radius=radius
         ).to(bank.device)
+        self.loss.radius.requires_grad_(spec.learn_radius)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(descriptor.parameters()), "weight_decay": spec.weight_decay},
