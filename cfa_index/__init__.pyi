@@ -31,6 +31,12 @@ from .compress import (
     mean_bank as mean_bank,
     sample_patches as sample_patches,
 )
+from .defects import (
+    DEFECT_KINDS as DEFECT_KINDS,
+    DefectKind as DefectKind,
+    SyntheticDefect as SyntheticDefect,
+    draw_defect as draw_defect,
+)
 from .descriptor import (
     PatchDescriptor as PatchDescriptor,
     initial_descriptor as initial_descriptor,
