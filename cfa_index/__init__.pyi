@@ -166,6 +166,11 @@ from .workflows.query import (
     query as query,
     query_picture as query_picture,
 )
+from .workflows.rotate import (
+    RotateReport as RotateReport,
+    RotationSpec as RotationSpec,
+    rotate_category as rotate_category,
+)
 from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
