@@ -186,20 +186,27 @@ def trained_by_loops(
 
 @pytest.mark.parametrize("learn_radius", [True, False])
 @pytest.mark.parametrize(
-    ("attract", "repel", "radius", "loss_scale"),
+    ("attract", "repel", "radius", "loss_scale", "learning_rate"),
     [
-        (3, 0, 1e-5, 1000.0),  # L_att only, from the paper's radius, on the published code's scale
-        (2, 3, 3.4, 1.0),  # among the distances: both losses at work
-        (1, 3, 20.0, 1.0),  # beyond them all: L_rep only
+        (3, 0, 1e-5, 1000.0, 1e-3),  # L_att only, from the paper's radius, on the published code's scale
+        (2, 3, 3.4, 1.0, 1e-3),  # among the distances: both losses at work
+        (1, 3, 20.0, 1.0, 1e-3),  # beyond them all: L_rep only
+        (3, 0, 3.5, 1.0, 1e-2),  # soon all are inside and the gradient is gone: AMSGrad's maximum counts
     ],
 )
 def test_a_training_epoch_by_epoch(
-    built: Workplace, attract: int, repel: int, radius: float, loss_scale: float, learn_radius: bool
+    built: Workplace,
+    attract: int,
+    repel: int,
+    radius: float,
+    loss_scale: float,
+    learning_rate: float,
+    learn_radius: bool,
 ) -> None:
     spec = TrainSpec(
         epochs=3,
         batch_size=4,  # the last batch of an epoch has 2
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         weight_decay=0.05,
         attract=attract,
         repel=repel,
