@@ -127,7 +127,13 @@ def watch(
 
 
 def _negatives(
-    case: Case, cells: Cells, phi: PatchDescriptor, levels: Pyramids, part: list[int], sq_scale: float, seed: int
+    case: Case,
+    cells: Cells,
+    phi: PatchDescriptor,
+    levels: Pyramids,
+    part: list[int],
+    sq_scale: float,
+    seed: int,
 ) -> Tensor:
     """Adapted patches (n, D') that should stay away from the bank."""
     generator = torch.Generator().manual_seed(seed * 1_000 + part[0])
