@@ -362,7 +362,7 @@ def test_help_answers_without_torch_or_faiss() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from cfa_index_cli.main import app\n"
-        "for words in ([], ['build'], ['train'], ['query'], ['score'], ['evaluate'], ['demo']):\n"
+        "for words in ([], ['build'], ['train'], ['query'], ['score'], ['evaluate'], ['backbones'], ['demo']):\n"
         "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0, words\n"
         "heavy = {'torch', 'torchvision', 'faiss', 'zarr', 'pyarrow', 'PIL', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
