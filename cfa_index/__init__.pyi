@@ -20,6 +20,7 @@ from .bank import (
     kmeans as kmeans,
     set_threads as set_threads,
 )
+from .baseline import RunningBaseline as RunningBaseline
 from .bundle import (
     ImageScore as ImageScore,
     Manifest as Manifest,
@@ -37,6 +38,7 @@ from .compress import (
     full_bank as full_bank,
     gather_patches as gather_patches,
     greedy_k_centre as greedy_k_centre,
+    hybrid_bank as hybrid_bank,
     kmeans_bank as kmeans_bank,
     mean_bank as mean_bank,
     random_bank as random_bank,

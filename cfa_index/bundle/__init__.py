@@ -11,6 +11,7 @@ from cfa_index.bundle.generations import (
 from cfa_index.bundle.manifest import HeldOut, Manifest, read_manifest
 from cfa_index.bundle.model import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
     VECTORS_FILE,
     ImageScore,
@@ -29,6 +30,7 @@ TRAIN_LOG_FILE = "train_log.csv"
 
 __all__ = [
     "BACKBONE_FILE",
+    "BASELINE_FILE",
     "DESCRIPTOR_FILE",
     "EXEMPLARS_FILE",
     "SOURCES_FILE",

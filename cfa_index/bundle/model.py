@@ -35,6 +35,7 @@ from cfa_index.scorer import Scorer
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
 VECTORS_FILE = "vectors.npy"
+BASELINE_FILE = "baseline.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +78,9 @@ class ModelBundle:
         tensors = _load_tensors(path / DESCRIPTOR_FILE)
         self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
         self.initial_descriptor = _descriptor(manifest.channels, tensors, "phi_0").to(device)
-        try:
-            vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise damaged(path / VECTORS_FILE, "a file that is no plain array") from error
+        vectors = _load_array(path / VECTORS_FILE)
+        has_baseline = BASELINE_FILE in manifest.files
+        baseline = torch.tensor(_load_array(path / BASELINE_FILE)) if has_baseline else None
         self.bank = MemoryBank(vectors, manifest.spec.index, device)
         self.scorer = Scorer(
             self.backbone,
@@ -88,6 +88,7 @@ class ModelBundle:
             self.bank,
             features=manifest.spec.features,
             score=manifest.spec.score,
+            baseline=baseline,
         )
 
     @classmethod
@@ -220,6 +221,14 @@ def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Te
     """A descriptor's tensors under a prefix, for safetensors."""
     state = descriptor.state_dict()
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _load_array(path: Path) -> NDArray[np.float32]:
+    try:
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise damaged(path, "a file that is no plain array") from error
+    return array
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

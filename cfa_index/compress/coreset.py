@@ -112,7 +112,7 @@ def project_patches(
                 )
             if width < full_width:
                 projection = SparseRandomProjection(width, random_state=seed)
-                projection.fit(np.empty((1, full_width), np.float32))
+                projection.fit(np.zeros((1, full_width), np.float32))  # only its width counts
             points = torch.empty((total, min(width, full_width)), dtype=torch.float16)
             shift = patches.mean(axis=0)
         moved = patches - shift

@@ -16,6 +16,7 @@ from cfa_index.backbones import Backbone
 from cfa_index.bank import MemoryBank, faiss_version
 from cfa_index.bundle import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
     EXEMPLARS_FILE,
     SOURCES_FILE,
@@ -32,10 +33,9 @@ from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
-from cfa_index.scorer import Scorer
 from cfa_index.specs import ModelSpec
 from cfa_index.store import PatchStore
-from cfa_index.workflows.calibrate import score_held_out, split_held_out, threshold_of
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, threshold_of
 from cfa_index.workflows.compression import compress_store
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
 from cfa_index.workflows.extract import (
@@ -138,7 +138,17 @@ def build(
     vectors, sources = compress_store(store, fit_rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
     bank = MemoryBank(vectors, spec.index, device)
-    scorer = Scorer(backbone, phi_0, bank, features=spec.features, score=spec.score)
+    scorer = calibrated_scorer(
+        backbone,
+        phi_0,
+        bank,
+        features=spec.features,
+        score=spec.score,
+        store=store,
+        rows=fit_rows,
+        seed=spec.seed,
+        listener=listener,
+    )
     held_out = score_held_out(scorer, store, held_rows, listener)
     places = memory_sources(store, sources)
     contents: dict[str, Content] = {
@@ -150,6 +160,8 @@ def build(
         VECTORS_FILE: vectors,
         SOURCES_FILE: sources_table(places),
     }
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
     if len(vectors) <= MOST_EXEMPLARS:

@@ -15,6 +15,7 @@ from cfa_index.compress import (
     coreset_bank,
     ema_bank,
     full_bank,
+    hybrid_bank,
     kmeans_bank,
     mean_bank,
     nearest_sources,
@@ -120,14 +121,23 @@ def _average(
     listener: Listener,
 ) -> NDArray[np.float32]:
     """Memories that are means of patches."""
-    if spec.method == "kmeans":
+    if spec.method in ("hybrid", "kmeans"):
         with stage(listener, "k-means", spec.iterations, "iterations") as advance:
-            return kmeans_bank(
+
+            def report(error: float) -> None:
+                advance(1, sq_distance=error)
+
+            if spec.method == "kmeans":
+                return kmeans_bank(
+                    sample, memories, iterations=spec.iterations, seed=seed, on_iteration=report
+                )
+            return hybrid_bank(
                 sample,
                 memories,
+                coverage=spec.coverage,
                 iterations=spec.iterations,
                 seed=seed,
-                on_iteration=lambda error: advance(1, sq_distance=error),
+                on_iteration=report,
             )
     with stage(listener, "bank", images, "images") as advance:
         if spec.method == "ema":

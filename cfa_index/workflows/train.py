@@ -19,6 +19,7 @@ from torch import Tensor
 from cfa_index.bank import MemoryBank
 from cfa_index.bundle import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
     EXEMPLARS_FILE,
     SOURCES_FILE,
@@ -40,7 +41,7 @@ from cfa_index.scorer import Scorer
 from cfa_index.specs import TrainSpec
 from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.workflows.build import timestamp, versions
-from cfa_index.workflows.calibrate import score_held_out, split_held_out, with_scores
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, with_scores
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint
 from cfa_index.workflows.extract import inspected_mask, store_path
 
@@ -225,12 +226,16 @@ def _train(
             )
             write_checkpoint(folder, identity, snapshot(trainer, log))
 
-    scorer = Scorer(
+    scorer = calibrated_scorer(
         bundle.backbone,
         trainer.descriptor,
         bundle.bank,
         features=model_spec.features,
         score=model_spec.score,
+        store=store,
+        rows=rows,
+        seed=model_spec.seed,
+        listener=listener,
     )
     held_out = score_held_out(scorer, store, held_rows, listener)
     manifest = replace(
@@ -242,7 +247,9 @@ def _train(
         radius=float(trainer.loss.radius.detach()),
         versions=versions(),
     )
-    path, manifest = write_generation(models_dir / category, manifest, _contents(bundle, trainer, log))
+    path, manifest = write_generation(
+        models_dir / category, manifest, _contents(bundle, trainer, scorer, log)
+    )
     remove_checkpoint(folder)
     return TrainReport(path=path, manifest=manifest, log=tuple(log))
 
@@ -344,7 +351,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[EpochLog]:
     return [EpochLog(**row) for row in checkpoint.log]
 
 
-def _contents(bundle: ModelBundle, trainer: Trainer, log: Sequence[EpochLog]) -> dict[str, Content]:
+def _contents(
+    bundle: ModelBundle, trainer: Trainer, scorer: Scorer, log: Sequence[EpochLog]
+) -> dict[str, Content]:
     """Files of the trained generation: the bank's are those of its parent."""
     contents: dict[str, Content] = {
         DESCRIPTOR_FILE: {
@@ -354,6 +363,8 @@ def _contents(bundle: ModelBundle, trainer: Trainer, log: Sequence[EpochLog]) ->
         },
         TRAIN_LOG_FILE: _log_csv(log),
     }
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     for name in (BACKBONE_FILE, VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE):
         if name in bundle.manifest.files:
             contents[name] = bundle.path / name

@@ -46,6 +46,7 @@ class InitName(StrEnum):
 class MethodName(StrEnum):
     """How patches become memories."""
 
+    HYBRID = "hybrid"
     EMA = "ema"
     MEAN = "mean"
     KMEANS = "kmeans"
