@@ -130,6 +130,10 @@ from .moments import (
 from .presets import (
     preset as preset,
 )
+from .pyramid import (
+    patches_at as patches_at,
+    upsampling_matrix as upsampling_matrix,
+)
 from .report import (
     overlay as overlay,
     query_panel as query_panel,

@@ -43,6 +43,7 @@ FILES = (
     "generations/0002/backbone.safetensors",
     "generations/0002/descriptor.safetensors",
     "generations/0002/vectors.npy",
+    "generations/0002/baseline.npy",
     "generations/0002/sources.parquet",
     "generations/0002/exemplars.parquet",
     "generations/0002/train_log.csv",

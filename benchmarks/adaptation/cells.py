@@ -19,6 +19,7 @@ from cfa_index import (
     RunningMoments,
     draw_defect,
     load_batches,
+    patches_at,
     split_cells,
     split_held_out,
 )
@@ -111,8 +112,6 @@ def _draw(pixels: np.ndarray[Any, Any], features: FeatureSpec, seed: int) -> tup
 
 
 def _moments(levels: Pyramids, seed: int) -> Moments:
-    from cfa_index import patches_at
-
     running = RunningMoments(sum(level.shape[1] for level in levels))
     cells = levels[0].shape[2] * levels[0].shape[3]
     for row in range(len(levels[0])):
