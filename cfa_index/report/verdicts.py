@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cfa_index.report.pictures import heat_over, outline
-from cfa_index.report.plots import FAINT, Page, shortened
+from cfa_index.report.pictures import heat_limits, heat_over, outline
+from cfa_index.report.plots import FAINT, INK, Page, shortened
 
 Outcome = Literal["missed", "false alarm", "found", "passed"]
 """Of a defect below and of a good image above the threshold; of a defect above and a good image below it."""
@@ -22,7 +22,8 @@ _HEADER_PX, _CAPTION_PX, _FOOTER_PX = 60, 64, 28
 _BAR_PX, _BAR_LABELS_PX = 14, 56
 _CAPTION_SIZE_PX, _NOTE_SIZE_PX = 19, 16
 _TRUTH = np.array([0, 230, 118])
-_SEGMENT = np.array([255, 64, 64])
+_SEGMENT = np.array([41, 121, 255])
+_SEGMENT_INK = "#2979ff"
 _BAD, _WELL = "#c62828", "#1a7f37"
 
 
@@ -39,7 +40,8 @@ class VerdictPicture:
         score: raw.
         outcome: what became of it at `threshold`.
         threshold: that the score was compared with.
-        segment_from: lowest value of the map inside the segmentation, more than 0.
+        threshold_by: where that value comes from, in a few words.
+        segment_from: lowest value of the map inside the segmentation.
         segment_by: where that value comes from, in a few words.
     """
 
@@ -51,6 +53,7 @@ class VerdictPicture:
     score: float
     outcome: Outcome
     threshold: float
+    threshold_by: str
     segment_from: float
     segment_by: str
 
@@ -58,8 +61,8 @@ class VerdictPicture:
 def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
     """Draw the panel: four tiles side by side under a line that says what happened.
 
-    The colours of the map begin at half of `segment_from` and are full at one and a half times it, so that the
-    panels of one evaluation compare; the bar is marked at `segment_from`.
+    The map is coloured as in `overlay`, by the threshold; marks on its bar are the threshold and
+    `segment_from`.
 
     Args:
         picture: one image.
@@ -73,12 +76,14 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
     heat = picture.anomaly_map[::step, ::step]
     segments = _shrunk(picture.anomaly_map >= picture.segment_from, step)
     truth = None if picture.mask is None else _shrunk(picture.mask, step)
-    limits = (0.5 * picture.segment_from, 1.5 * picture.segment_from)
-    unseen = not np.isfinite(heat).all()
+    seen = np.isfinite(heat)
+    limits = heat_limits(heat[seen], picture.threshold)
+    marks = "on the bar: threshold" + (", segmentation" if picture.segment_from != picture.threshold else "")
+    marks += "" if seen.all() else "; dark: unseen"
     tiles = (
         ("input", picture.name, base),
         ("ground truth", *_ground_truth(base, truth, picture.defect)),
-        ("anomaly map", "dark: not inspected" if unseen else "", heat_over(base, heat, *limits)),
+        ("anomaly map", marks, heat_over(base, heat, *limits)),
         (
             "segmentation",
             f"map ≥ {picture.segment_from:.3g}, {picture.segment_by}",
@@ -97,7 +102,14 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
         page.write(
             left, under + 32, shortened(note, cell, _NOTE_SIZE_PX), size_px=_NOTE_SIZE_PX, colour=FAINT
         )
-    page.bar(lefts[2] + width + 6, _HEADER_PX, _BAR_PX, height, limits, picture.segment_from)
+    page.bar(
+        lefts[2] + width + 6,
+        _HEADER_PX,
+        _BAR_PX,
+        height,
+        limits,
+        marks=((picture.threshold, INK), (picture.segment_from, _SEGMENT_INK)),
+    )
     if footer:
         page.write(_GAP_PX, under + _CAPTION_PX, footer, size_px=15, colour=FAINT)
     return page
@@ -105,7 +117,7 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
 
 def _headline(picture: VerdictPicture) -> str:
     what = picture.outcome if picture.defect == "good" else f"{picture.outcome}: {picture.defect}"
-    return f"{what}, score {picture.score:.4g}, threshold {picture.threshold:.4g}"
+    return f"{what}, score {picture.score:.4g}, threshold {picture.threshold:.4g} ({picture.threshold_by})"
 
 
 def _colour(outcome: Outcome) -> str:

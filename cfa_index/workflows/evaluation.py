@@ -256,9 +256,7 @@ class PublishedEvaluation:
             "best_epoch": {name: best.epoch if best else None for name, best in self.best().items()},
             "masks": self.masks,
             "images_rejected": self.rejected,
-            "epochs": [
-                {"epoch": number, **values} for number, values in enumerate(self.epochs, start=1)
-            ],
+            "epochs": [{"epoch": number, **values} for number, values in enumerate(self.epochs, start=1)],
         }
 
 
@@ -269,8 +267,7 @@ def mean_over_categories(
     found: dict[str, float | None] = {}
     for name in MEASURES:
         values = [
-            (one.whole.values() if isinstance(one, Evaluation) else one.values())[name]
-            for one in evaluations
+            (one.whole.values() if isinstance(one, Evaluation) else one.values())[name] for one in evaluations
         ]
         known = [value for value in values if value is not None]
         found[name] = sum(known) / len(known) if known and len(known) == len(values) else None

@@ -23,7 +23,6 @@ from cfa_index.workflows.feature_sample import draw_features
 from cfa_index.workflows.labelled import mask_of
 
 _PANEL = re.compile(r"(miss|hit)_[0-9]{2,}_.*\.png")
-_LEAST_SEGMENT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,19 +153,19 @@ def _picture(
     image: TestImage, row: TestRow, found: FusedMap, evaluation: Evaluation, cut: _Cut
 ) -> VerdictPicture:
     pixel = evaluation.whole.pixel
-    segment = (pixel.f1.threshold, "best F1 over all pixels") if pixel and pixel.f1 else (cut.value, cut.said)
-    has_mask = image.mask is not None
+    segment = _Cut(value=pixel.f1.threshold, said="best F1 over all pixels") if pixel and pixel.f1 else cut
     return VerdictPicture(
         image=decode(image.path),
         anomaly_map=found.in_source,
-        mask=mask_of(image, found.in_source.shape) if has_mask else None,
+        mask=mask_of(image, found.in_source.shape) if image.mask else None,
         defect=printable(row.defect),
         name=row.uri,
         score=row.score,
         outcome=_outcome(row, cut),
         threshold=cut.value,
-        segment_from=max(segment[0], _LEAST_SEGMENT),
-        segment_by=segment[1],
+        threshold_by=cut.said,
+        segment_from=segment.value,
+        segment_by=segment.said,
     )
 
 
