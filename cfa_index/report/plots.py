@@ -63,10 +63,11 @@ class Page:
         )
         return self._figure.add_axes(place)
 
-    def picture(self, left: int, top: int, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
-        """An image (h, w, 3) stretched over a place."""
+    def picture(self, left: int, top: int, pixels: NDArray[np.uint8]) -> None:
+        """An image (h, w, 3), a pixel for a pixel."""
+        height, width = pixels.shape[:2]
         axes = self.axes(left, top, width, height)
-        axes.imshow(pixels, aspect="auto")
+        axes.imshow(pixels, aspect="auto", interpolation="nearest")
         axes.set_axis_off()
 
     def write(

@@ -15,12 +15,12 @@ from cfa_index.report.plots import FAINT, INK, Page, shortened
 Outcome = Literal["missed", "false alarm", "found", "passed"]
 """Of a defect below and of a good image above the threshold; of a defect above and a good image below it."""
 
-_LARGEST_SIDE_PX = 1024
 _TILE_PX, _LEAST_PX = 400, 360
 _GAP_PX = 20
 _HEADER_PX, _CAPTION_PX, _FOOTER_PX = 60, 64, 28
 _BAR_PX, _BAR_LABELS_PX = 14, 56
 _CAPTION_SIZE_PX, _NOTE_SIZE_PX = 19, 16
+_LONGEST_DEFECT = 40
 _TRUTH = np.array([0, 230, 118])
 _SEGMENT = np.array([41, 121, 255])
 _SEGMENT_INK = "#2979ff"
@@ -71,11 +71,12 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
     Raises:
         OutputError: matplotlib is not installed.
     """
-    step = -(-max(picture.image.size) // _LARGEST_SIDE_PX)
-    base = np.asarray(picture.image.reduce(step) if step > 1 else picture.image)
-    heat = picture.anomaly_map[::step, ::step]
-    segments = _shrunk(picture.anomaly_map >= picture.segment_from, step)
-    truth = None if picture.mask is None else _shrunk(picture.mask, step)
+    width, height = _fitted(picture.image.size)
+    base = np.asarray(picture.image.resize((width, height), Image.Resampling.BILINEAR))
+    rows, columns = (_nearest(*axis) for axis in zip(picture.anomaly_map.shape, (height, width), strict=True))
+    heat = picture.anomaly_map[rows][:, columns]
+    segments = _fitted_region(picture.anomaly_map >= picture.segment_from, (height, width))
+    truth = None if picture.mask is None else _fitted_region(picture.mask, (height, width))
     seen = np.isfinite(heat)
     limits = heat_limits(heat[seen], picture.threshold)
     marks = "on the bar: threshold" + (", segmentation" if picture.segment_from != picture.threshold else "")
@@ -90,14 +91,13 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
             _segmented(base, segments, truth),
         ),
     )
-    width, height = _fitted(picture.image.size)
     cell = max(width, _LEAST_PX)
     lefts = [_GAP_PX + number * (cell + _GAP_PX) + (number == 3) * _BAR_LABELS_PX for number in range(4)]
     under = _HEADER_PX + height
     page = Page(lefts[3] + cell + _GAP_PX, under + _CAPTION_PX + (_FOOTER_PX if footer else 0))
     page.write(_GAP_PX, 16, _headline(picture), size_px=25, bold=True, colour=_colour(picture.outcome))
     for left, (caption, note, pixels) in zip(lefts, tiles, strict=True):
-        page.picture(left, _HEADER_PX, width, height, pixels)
+        page.picture(left, _HEADER_PX, pixels)
         page.write(left, under + 7, caption, size_px=_CAPTION_SIZE_PX)
         page.write(
             left, under + 32, shortened(note, cell, _NOTE_SIZE_PX), size_px=_NOTE_SIZE_PX, colour=FAINT
@@ -116,8 +116,8 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
 
 
 def _headline(picture: VerdictPicture) -> str:
-    what = picture.outcome if picture.defect == "good" else f"{picture.outcome}: {picture.defect}"
-    return f"{what}, score {picture.score:.4g}, threshold {picture.threshold:.4g} ({picture.threshold_by})"
+    defect = "" if picture.defect == "good" else f": {picture.defect[:_LONGEST_DEFECT]}"
+    return f"{picture.outcome}{defect}, score {picture.score:.4g}, threshold {picture.threshold:.4g} ({picture.threshold_by})"
 
 
 def _colour(outcome: Outcome) -> str:
@@ -138,7 +138,7 @@ def _ground_truth(
         return "good: nothing to find", base
     if truth is None:
         return f"{defect}: no mask", (base * 0.35 + 255 * 0.65).astype(np.uint8)
-    return f"{defect}: outline of its mask", _drawn(base, _thick(outline(truth), base), _TRUTH)
+    return f"{defect}: outline of its mask", _drawn(base, _thick(outline(truth)), _TRUTH)
 
 
 def _segmented(
@@ -147,8 +147,8 @@ def _segmented(
     """The segmentation filled and outlined, the ground truth's outline over it."""
     filled = base.copy()
     filled[segments] = (0.55 * base[segments] + 0.45 * _SEGMENT).astype(np.uint8)
-    drawn = _drawn(filled, _thick(outline(segments), base), _SEGMENT)
-    return drawn if truth is None else _drawn(drawn, _thick(outline(truth), base), _TRUTH)
+    drawn = _drawn(filled, _thick(outline(segments)), _SEGMENT)
+    return drawn if truth is None else _drawn(drawn, _thick(outline(truth)), _TRUTH)
 
 
 def _drawn(base: NDArray[np.uint8], where: NDArray[np.bool_], colour: NDArray[np.int_]) -> NDArray[np.uint8]:
@@ -157,15 +157,21 @@ def _drawn(base: NDArray[np.uint8], where: NDArray[np.bool_], colour: NDArray[np
     return drawn
 
 
-def _thick(line: NDArray[np.bool_], base: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """A line as wide as a tile needs to show it: 1 pixel more on each side for every 400 of the image."""
-    for _ in range(max(base.shape[:2]) // _TILE_PX):
-        padded = np.pad(line, 1)
-        line = line | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return line
+def _thick(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A line with its direct neighbours."""
+    padded = np.pad(line, 1)
+    return line | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
-def _shrunk(inside: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
-    """Blocks of step x step pixels that hold any of the region: a region of one pixel stays seen."""
-    rows, columns = (np.arange(0, side, step) for side in inside.shape)
-    return np.logical_or.reduceat(np.logical_or.reduceat(inside, rows, axis=0), columns, axis=1)
+def _nearest(source_px: int, target_px: int) -> NDArray[np.int64]:
+    """Of each pixel of an axis after resizing, the one of before that it begins in: (target_px,)."""
+    return np.arange(target_px) * source_px // target_px
+
+
+def _fitted_region(region: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A region resized to `shape` (h, w); a pixel is inside where any of what it covers is, so none is lost."""
+    for axis, target_px in enumerate(shape):
+        first = _nearest(region.shape[axis], target_px)
+        smaller = target_px < region.shape[axis]
+        region = np.logical_or.reduceat(region, first, axis) if smaller else region.take(first, axis)
+    return region

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.errors import ImageError, OutputError
+from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, writing
 from cfa_index.images import TestImage, decode
@@ -42,10 +42,8 @@ def prepare_figures(folder: Path) -> None:
     require_matplotlib()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise OutputError(
-            expected=f"to write figures into {folder}", got="a folder that refuses", remedy="give another one"
-        )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def draw_figures(
