@@ -111,16 +111,26 @@ from .images import (
 )
 from .maps import (
     MapMaker as MapMaker,
+    fuse_maps as fuse_maps,
     image_scores as image_scores,
     to_source as to_source,
 )
 from .metrics import (
+    BinningError as BinningError,
+    F1Result as F1Result,
+    ImageMetrics as ImageMetrics,
+    Interval as Interval,
+    PixelIntervals as PixelIntervals,
     PixelMetrics as PixelMetrics,
+    PixelMetricsByType as PixelMetricsByType,
     Threshold as Threshold,
     auroc as auroc,
     auroc_interval as auroc_interval,
+    average_precision as average_precision,
     conformal_threshold as conformal_threshold,
     f1_threshold as f1_threshold,
+    image_metrics as image_metrics,
+    image_metrics_by_type as image_metrics_by_type,
     paired_auroc_difference as paired_auroc_difference,
 )
 from .moments import (
@@ -135,9 +145,13 @@ from .pyramid import (
     upsampling_matrix as upsampling_matrix,
 )
 from .report import (
+    Cloud as Cloud,
+    VerdictPicture as VerdictPicture,
+    feature_view as feature_view,
     overlay as overlay,
     query_panel as query_panel,
     save_picture as save_picture,
+    verdict_panel as verdict_panel,
 )
 from .scorer import (
     ScoredBatch as ScoredBatch,
@@ -172,14 +186,31 @@ from .workflows.compression import (
     patch_stream as patch_stream,
 )
 from .workflows.evaluate import (
-    Evaluation as Evaluation,
-    TestRow as TestRow,
     evaluate as evaluate,
+)
+from .workflows.evaluation import (
+    EVALUATION_SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION,
+    MEASURES as MEASURES,
+    BestEpoch as BestEpoch,
+    Evaluation as Evaluation,
+    ModelName as ModelName,
+    PixelSummary as PixelSummary,
+    PublishedEvaluation as PublishedEvaluation,
+    SplitMetrics as SplitMetrics,
+    TestRow as TestRow,
+    mean_over_categories as mean_over_categories,
 )
 from .workflows.extract import (
     extract as extract,
     store_header as store_header,
     store_path as store_path,
+)
+from .workflows.figures import (
+    draw_figures as draw_figures,
+    prepare_figures as prepare_figures,
+)
+from .workflows.published import (
+    evaluate_published as evaluate_published,
 )
 from .workflows.query import (
     Match as Match,

@@ -52,25 +52,43 @@ def overlay(
         offset_y=frame.offset_y,
     )
     seen = np.isfinite(heat)
-    low, high = _scale(heat[seen], threshold)
+    mixed = heat_over(base, heat, *heat_limits(heat[seen], threshold))
+    if threshold is not None:
+        mixed[outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
+    return Image.fromarray(mixed)
+
+
+def heat_over(
+    base: NDArray[np.floating], heat: NDArray[np.float32], low: float, high: float
+) -> NDArray[np.uint8]:
+    """Colours of a map over an image, stronger from `low` to `high`; darkened where the map is NaN.
+
+    Args:
+        base: (H, W, 3), 0 to 255.
+        heat: (H, W).
+        low, high: the values where the colour begins and is full.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    seen = np.isfinite(heat)
     level = np.where(seen, np.clip((heat - low) / max(high - low, 1e-12), 0, 1), 0)
     weight = (_OPACITY * level)[..., None]
     mixed = (1 - weight) * base + weight * heat_colours(level)
     mixed[~seen] = base[~seen] * 0.4
-    if threshold is not None:
-        mixed[_outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    return mixed.round().astype(np.uint8)
 
 
-def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+def heat_limits(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+    """Where the colours of a map begin and are full, see `overlay`; its inspected values in any shape."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if threshold is not None and threshold > 0:
         return 0.5 * threshold, max(1.5 * threshold, high)
     return low, high
 
 
-def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels inside a region with a direct neighbour outside it."""
+def outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels (H, W) inside a region with a direct neighbour outside it."""
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inside & ~core
