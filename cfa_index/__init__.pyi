@@ -178,6 +178,7 @@ from .workflows.build import (
     build as build,
 )
 from .workflows.calibrate import (
+    calibrated_scorer as calibrated_scorer,
     score_held_out as score_held_out,
     split_held_out as split_held_out,
 )
@@ -228,17 +229,28 @@ from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
 )
+from .workflows.select import (
+    Selection as Selection,
+    Trial as Trial,
+)
 from .workflows.solar_cells import (
     CREDIT as CREDIT,
     CellSplit as CellSplit,
     lay_out_cells as lay_out_cells,
     split_cells as split_cells,
 )
+from .workflows.start import (
+    Start as Start,
+    make_start as make_start,
+    patch_moments as patch_moments,
+)
 from .workflows.train import (
-    EpochLog as EpochLog,
-    Trainer as Trainer,
     TrainReport as TrainReport,
-    median_radius as median_radius,
     open_store as open_store,
     train as train,
+)
+from .workflows.trainer import (
+    EpochLog as EpochLog,
+    Trainer as Trainer,
+    median_radius as median_radius,
 )

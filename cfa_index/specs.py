@@ -18,6 +18,7 @@ Geometry = Literal["whole", "crop", "letterbox"]
 Initialisation = Literal["he", "torch", "identity", "whiten"]
 Compression = Literal["hybrid", "ema", "mean", "kmeans", "coreset", "random", "full"]
 Baseline = Literal["none", "position"]
+Selection = Literal["none", "synthetic"]
 PatchScore = Literal["nearest", "certainty"]
 PresetName = Literal["recommended", "paper", "published-code"]
 
@@ -269,6 +270,7 @@ class TrainSpec(_Spec):
         learn_radius: whether r moves with the loss (the paper) or stays where it starts.
         loss_scale: factor on the loss (the published code: 1,000).
         drop_last: leave out an incomplete last batch (the published code).
+        select: `synthetic` chooses start and epoch by synthetic defects; `none` takes the last epoch.
         seed: of the order of the images; None takes the model's.
     """
 
@@ -283,6 +285,7 @@ class TrainSpec(_Spec):
     learn_radius: bool = True
     loss_scale: float = 1.0
     drop_last: bool = False
+    select: Selection = "none"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -303,6 +306,7 @@ class TrainSpec(_Spec):
         _require(0 <= self.margin < math.inf, "margin (alpha)", "finite, 0 or more", self.margin)
         radius_fits = self.radius == "median" if isinstance(self.radius, str) else 0 < self.radius < math.inf
         _require(radius_fits, "radius", "more than 0, or 'median'", self.radius)
+        _require(self.select in get_args(Selection), "select", f"one of {get_args(Selection)}", self.select)
         _require(0 < self.loss_scale < math.inf, "loss_scale", "finite and more than 0", self.loss_scale)
 
 

@@ -18,6 +18,7 @@ from cfa_index.bundle.model import (
     ImageScore,
     ModelBundle,
     descriptor_tensors,
+    epoch_descriptors,
 )
 from cfa_index.bundle.sources import (
     EXEMPLARS_FILE,
@@ -28,6 +29,7 @@ from cfa_index.bundle.sources import (
 )
 
 TRAIN_LOG_FILE = "train_log.csv"
+SELECTION_FILE = "selection.csv"
 
 __all__ = [
     "BACKBONE_FILE",
@@ -35,6 +37,7 @@ __all__ = [
     "DESCRIPTOR_FILE",
     "EPOCHS_FILE",
     "EXEMPLARS_FILE",
+    "SELECTION_FILE",
     "SOURCES_FILE",
     "TRAIN_LOG_FILE",
     "VECTORS_FILE",
@@ -47,6 +50,7 @@ __all__ = [
     "category_lock",
     "current_generation",
     "descriptor_tensors",
+    "epoch_descriptors",
     "exemplars_table",
     "list_models",
     "read_manifest",

@@ -19,7 +19,7 @@ _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {
         "descriptor": {"expansion": 1.0},
         "bank": {"share": None, "coreset_eps": 0.9, "coverage": 0.5},
-        "train": {"learn_radius": True},
+        "train": {"learn_radius": True, "select": "none"},
         "score": {"baseline": "none"},
     },
 }

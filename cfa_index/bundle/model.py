@@ -221,16 +221,7 @@ class ModelBundle:
                 remedy="train it with --keep-epochs",
             )
         tensors = _load_tensors(self.path / EPOCHS_FILE)
-        same = {"mean": self.initial_descriptor.mean, "std": self.initial_descriptor.std}
-        return [
-            PatchDescriptor(
-                self.manifest.channels,
-                weight=tensors[f"{epoch}.weight"],
-                bias=tensors[f"{epoch}.bias"],
-                **same,
-            ).to(self.bank.device)
-            for epoch in sorted({name.partition(".")[0] for name in tensors}, key=int)
-        ]
+        return epoch_descriptors(tensors, self.initial_descriptor)
 
     @cached_property
     def sources(self) -> list[MemorySource]:
@@ -241,6 +232,20 @@ class ModelBundle:
     def exemplars(self) -> list[bytes]:
         """A JPEG crop around each memory's source patch; empty for a bank too large to carry them."""
         return read_exemplars(self.path / EXEMPLARS_FILE) if EXEMPLARS_FILE in self.manifest.files else []
+
+
+def epoch_descriptors(tensors: Mapping[str, Tensor], phi_0: PatchDescriptor) -> list[PatchDescriptor]:
+    """phi after each epoch, first to last, from `EPOCH.weight` and `EPOCH.bias`; the rest is that of phi_0."""
+    return [
+        PatchDescriptor(
+            phi_0.channels,
+            weight=tensors[f"{epoch}.weight"],
+            bias=tensors[f"{epoch}.bias"],
+            mean=phi_0.mean,
+            std=phi_0.std,
+        ).to(phi_0.mean.device)
+        for epoch in sorted({name.partition(".")[0] for name in tensors}, key=int)
+    ]
 
 
 def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Tensor]:

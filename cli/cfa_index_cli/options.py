@@ -62,6 +62,20 @@ class PatchScoreName(StrEnum):
     CERTAINTY = "certainty"
 
 
+class BaselineName(StrEnum):
+    """What is taken from each patch's score."""
+
+    NONE = "none"
+    POSITION = "position"
+
+
+class SelectName(StrEnum):
+    """What decides on start and epoch of a training."""
+
+    NONE = "none"
+    SYNTHETIC = "synthetic"
+
+
 _FRACTION = re.compile(r"([+-]?\d{1,6})/(\d{1,6})", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d{1,9}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?", re.ASCII)
 """Bounded: the exact value of 1e999999999 would take all memory."""

@@ -15,7 +15,8 @@ def sample_of(x: np.ndarray) -> PatchSample:
 
 def test_centres_come_first_and_then_what_they_cover_worst() -> None:
     draw = np.random.default_rng(0)
-    dense, rare = draw.normal(0, 1, (300, 4)), draw.normal(0, 0.1, (4, 4)) + [[30], [62], [70], [-40]]
+    far = np.array([[30.0], [62.0], [70.0], [-40.0]])
+    dense, rare = draw.normal(0, 1, (300, 4)), draw.normal(0, 0.1, (4, 4)) + far
     sample = sample_of(np.concatenate([dense, rare]))
     bank = hybrid_bank(sample, 12, coverage=0.5, iterations=5, seed=1)
     assert bank.shape == (12, 4)

@@ -149,6 +149,17 @@ def build_command(
             rich_help_panel=o.SCORE,
         ),
     ] = None,
+    baseline: Annotated[
+        o.BaselineName | None,
+        typer.Option(
+            "--baseline",
+            help=o.with_default(
+                "position: judge a patch by what exceeds the usual score at its place.",
+                _DEFAULTS.score.baseline,
+            ),
+            rich_help_panel=o.SCORE,
+        ),
+    ] = None,
     neighbors: Annotated[
         int | None,
         typer.Option(
@@ -243,6 +254,7 @@ def build_command(
         gamma_c=gamma_c,
         bank_share=bank_share,
         patch_score=patch_score,
+        baseline=baseline,
         neighbors=neighbors,
         held_out=held_out,
         false_alarm_rate=false_alarm_rate,
@@ -298,6 +310,7 @@ def _spec(
     gamma_c: str | None,
     bank_share: str | None,
     patch_score: o.PatchScoreName | None,
+    baseline: o.BaselineName | None,
     neighbors: int | None,
     held_out: str | None,
     false_alarm_rate: str | None,
@@ -332,6 +345,7 @@ def _spec(
         },
         score={
             "patch_score": patch_score.value if patch_score else None,
+            "baseline": baseline.value if baseline else None,
             "neighbors": neighbors,
             "false_alarm_rate": _ratio(false_alarm_rate),
         },
