@@ -243,11 +243,11 @@ def test_a_training_that_fails_anywhere_goes_on_to_the_same_weights(
     trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """In the middle of an epoch, after the last one, and on the last write."""
-    from cfa_index.workflows import train
+    from cfa_index.workflows import train, trainer
 
     place = built_copy(trained, tmp_path)
     calls: list[int] = []
-    owner: Any = train.Trainer if name == "step" else train
+    owner: Any = trainer.Trainer if name == "step" else train
     real: Callable[..., Any] = getattr(owner, name)
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -276,7 +276,7 @@ def test_a_training_that_fails_anywhere_goes_on_to_the_same_weights(
 def test_a_checkpoint_of_another_training_is_not_taken(
     trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cfa_index.workflows import train
+    from cfa_index.workflows import train, trainer
 
     place = built_copy(trained, tmp_path)
     command = ("train", "-c", "weave", *place.model, "--features-dir", trained.features)
