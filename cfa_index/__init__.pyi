@@ -229,6 +229,13 @@ from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
 )
+from .workflows.probes import (
+    Probes as Probes,
+    draw_probes as draw_probes,
+    probe_auroc as probe_auroc,
+    probe_scores as probe_scores,
+    split_probes as split_probes,
+)
 from .workflows.select import (
     Selection as Selection,
     Trial as Trial,

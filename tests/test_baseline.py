@@ -29,7 +29,7 @@ def plain(scores: np.ndarray) -> np.ndarray:
     spread = sum((value - grand) ** 2 for value in flat) / len(flat)
     weight = max(0.0, 1 - noise / spread) if spread > 0 else 0.0
     usual = np.array([[grand + weight * (value - grand) for value in row] for row in means])
-    return usual - usual.min()
+    return np.asarray(usual - usual.min())
 
 
 @given(st.integers(2, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.integers(1, 3))

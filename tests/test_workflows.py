@@ -276,7 +276,7 @@ def test_a_training_that_fails_anywhere_goes_on_to_the_same_weights(
 def test_a_checkpoint_of_another_training_is_not_taken(
     trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cfa_index.workflows import train, trainer
+    from cfa_index.workflows import train
 
     place = built_copy(trained, tmp_path)
     command = ("train", "-c", "weave", *place.model, "--features-dir", trained.features)

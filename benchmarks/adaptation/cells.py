@@ -95,7 +95,7 @@ def _pyramids(
 
 
 def _levels(backbone: Backbone, pixels: Tensor) -> Pyramids:
-    parts = [backbone.pyramid(part) for part in pixels.split(16)]
+    parts = [backbone.pyramid(part) for part in torch.split(pixels, 16)]
     return [torch.cat([part[number].half() for part in parts]) for number in range(len(backbone.channels))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,11 +139,12 @@ def _negatives(
     """Adapted patches (n, D') that should stay away from the bank."""
     generator = torch.Generator().manual_seed(seed * 1_000 + part[0])
     if case.negatives == "noise":
-        patches = phi(levels).flatten(0, 1)
+        patches: Tensor = phi(levels).flatten(0, 1)
         noise = torch.randn(patches.shape, generator=generator)
-        return patches + noise * (_NEGATIVE_NOISE * sq_scale**0.5 / patches.shape[1] ** 0.5)
+        return patches + noise * _NEGATIVE_NOISE * math.sqrt(sq_scale / patches.shape[1])
     rows = torch.randint(len(cells.masks), (len(part),), generator=generator)
-    return phi([level[rows] for level in cells.drawn])[cells.masks[rows]]
+    drawn: Tensor = phi([level[rows] for level in cells.drawn])
+    return drawn[cells.masks[rows]]
 
 
 def _keep_off(negatives: Tensor, bank: MemoryBank, loss: HypersphereLoss, margin: float) -> Tensor:
