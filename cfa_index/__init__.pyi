@@ -210,6 +210,13 @@ from .workflows.figures import (
     draw_figures as draw_figures,
     prepare_figures as prepare_figures,
 )
+from .workflows.probes import (
+    Probes as Probes,
+    draw_probes as draw_probes,
+    probe_auroc as probe_auroc,
+    probe_scores as probe_scores,
+    split_probes as split_probes,
+)
 from .workflows.published import (
     evaluate_published as evaluate_published,
 )
@@ -228,13 +235,6 @@ from .workflows.rotate import (
 from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
-)
-from .workflows.probes import (
-    Probes as Probes,
-    draw_probes as draw_probes,
-    probe_auroc as probe_auroc,
-    probe_scores as probe_scores,
-    split_probes as split_probes,
 )
 from .workflows.select import (
     Selection as Selection,
