@@ -58,8 +58,8 @@ def compress_store(
 ) -> tuple[NDArray[np.float32], PatchSources]:
     """The bank of some images under phi: vectors (M, D') and where each came from.
 
-    The memories of `coreset`, `random` and `full` are patches, whose places are known; for those of the
-    other methods the nearest patch of a sample is found.
+    The memories of `coreset`, `random` and `full`, and half of those of `hybrid`, are patches, whose places
+    are known; for means of patches the nearest patch of a sample is found.
 
     Raises:
         BankError: more memories are asked for than there are patches, or the patches of a coreset do
@@ -81,6 +81,18 @@ def compress_store(
             seed=seed,
             on_image=lambda: advance(1),
         )
+    if spec.method == "hybrid":
+        bank = hybrid_bank(
+            stream,
+            sample,
+            memories,
+            images=len(rows),
+            coverage=spec.coverage,
+            iterations=spec.iterations,
+            seed=seed,
+            listener=listener,
+        )
+        return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
     vectors = _average(stream, sample, memories, len(rows), spec, seed, listener)
     return vectors, nearest_sources(vectors, sample)
 
@@ -121,23 +133,14 @@ def _average(
     listener: Listener,
 ) -> NDArray[np.float32]:
     """Memories that are means of patches."""
-    if spec.method in ("hybrid", "kmeans"):
+    if spec.method == "kmeans":
         with stage(listener, "k-means", spec.iterations, "iterations") as advance:
-
-            def report(error: float) -> None:
-                advance(1, sq_distance=error)
-
-            if spec.method == "kmeans":
-                return kmeans_bank(
-                    sample, memories, iterations=spec.iterations, seed=seed, on_iteration=report
-                )
-            return hybrid_bank(
+            return kmeans_bank(
                 sample,
                 memories,
-                coverage=spec.coverage,
                 iterations=spec.iterations,
                 seed=seed,
-                on_iteration=report,
+                on_iteration=lambda error: advance(1, sq_distance=error),
             )
     with stage(listener, "bank", images, "images") as advance:
         if spec.method == "ema":
