@@ -42,7 +42,7 @@ def test_every_trial_is_on_record(place: Workplace) -> None:
     assert [row["axis"] for row in rows[:1]] == ["initialisation"]
     assert rows[0]["choice"] == "as built"
     assert rows[0]["kept"] == "True"
-    assert {row["axis"] for row in rows} == {"initialisation", "bank", "baseline", "epoch"}
+    assert {row["axis"] for row in rows} == {"initialisation", "bank", "epoch"}
     assert [row["choice"] for row in rows if row["axis"] == "epoch"] == ["1", "2"]
     for row in rows[1:]:
         assert (row["kept"] == "True") == (float(row["gain_low"]) > 0)

@@ -109,10 +109,15 @@ def test_a_build_that_is_interrupted_anywhere_goes_on_to_the_same_model(
 ) -> None:
     """Before the store, in it, when it is done, after it, and on the last write."""
     from cfa_index import StoreWriter
-    from cfa_index.workflows import build, extract
+    from cfa_index.workflows import build, extract, start
 
     place = made_up.workplace(tmp_path, train=50)
-    owners: dict[str, Any] = {"_stamp_all": extract, "write_shard": StoreWriter, "finish": StoreWriter}
+    owners: dict[str, Any] = {
+        "_stamp_all": extract,
+        "write_shard": StoreWriter,
+        "finish": StoreWriter,
+        "compress_store": start,
+    }
     with monkeypatch.context() as patched:
         patched.setattr(owners.get(name, build), name, interrupt)
         assert place.build().code == 130

@@ -38,7 +38,7 @@ class Trial:
     """One thing that was tried; a row of selection.csv.
 
     Attributes:
-        axis: `initialisation`, `bank`, `baseline` or `epoch`.
+        axis: `initialisation`, `bank` or `epoch`.
         choice: what was tried, in words; the first of an axis is what the model had.
         synthetic_auroc: synthetic defects against the good images that they were drawn on.
         gain, gain_low, gain_high: over what was kept before it, with a paired 95% bootstrap interval.
@@ -95,7 +95,10 @@ def choose_start(
     rows: Sequence[int],
     listener: Listener = ignore,
 ) -> Start:
-    """The model's own start, or a better one: initialisation first, then the bank, then the baseline.
+    """The model's own start, or a better one: initialisation first, then the bank.
+
+    The baseline is not asked about. Synthetic defects lie anywhere, real ones stand out from what is usual at
+    their place, and the two disagree about it (docs/adaptation.md).
 
     Args:
         selection: takes the trials.
@@ -121,14 +124,9 @@ def choose_start(
 
     selection.consider("initialisation", "as built", scorer_of(own))
     moments = patch_moments(store, rows, seed=own.spec.seed, listener=listener)
-    for axis, choices in (("initialisation", _initialisations), ("bank", _banks), ("baseline", _baselines)):
+    for axis, choices in (("initialisation", _initialisations), ("bank", _banks)):
         for choice, spec in choices(kept.spec):
-            if axis == "baseline":
-                start = replace(kept, spec=spec)
-            else:
-                start = make_start(
-                    store, rows, spec, moments=moments, device=own.bank.device, listener=listener
-                )
+            start = make_start(store, rows, spec, moments=moments, device=own.bank.device, listener=listener)
             if selection.consider(axis, choice, scorer_of(start)):
                 kept = start
                 listener(Notice(message=f"selected by synthetic defects: {axis} {choice}"))
@@ -190,9 +188,3 @@ def _banks(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
     if spec.bank.size is not None and spec.bank.size // _SMALLER_BANK > spec.score.neighbors:
         size = spec.bank.size // _SMALLER_BANK
         yield f"{size} memories", replace(spec, bank=replace(spec.bank, size=size))
-
-
-def _baselines(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
-    for baseline in ("position", "none"):
-        if baseline != spec.score.baseline:
-            yield baseline, replace(spec, score=replace(spec.score, baseline=baseline))

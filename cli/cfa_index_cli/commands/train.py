@@ -65,7 +65,7 @@ def train_command(
         typer.Option(
             "--select",
             help=_with_default(
-                "synthetic: choose initialisation, bank, baseline and epoch by defects drawn on held-out "
+                "synthetic: choose initialisation, bank and epoch by defects drawn on held-out "
                 "good images. none: keep the start and the last epoch.",
                 _DEFAULTS.select,
             ),
