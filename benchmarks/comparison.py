@@ -109,12 +109,12 @@ def _scores(model: Path, files: Sequence[Path]) -> dict[str, float]:
 def read_peer(file: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
     """Scores by file name, of one file of `benchmarks.anomalib_peers`, under (method, cell type)."""
     document = json.loads(file.read_text())
-    label = f"anomalib {document['settings']['method']}"
+    label = f"anomalib {document['settings']['model']}"
     found = {}
     for cell_type in ("mono", "poly"):
         if cell_type in document:
             entry = document[cell_type]
-            names = [Path(image["uri"]).name for image in entry["images"]]
+            names = [name for name, _ in entry["images"]]
             found[label, cell_type] = [dict(zip(names, entry["scores"], strict=True))]
     return found
 
