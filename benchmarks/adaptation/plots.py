@@ -15,7 +15,11 @@ _PANELS: tuple[tuple[str, str, bool], ...] = (
     ("attraction", "L_att", True),
     ("repulsion", "L_rep", False),
     ("radius", "radius r", False),
-    ("distance_normal", "mean distance to the nearest memory\n(solid: good, dashed: doubtful)", True),
+    (
+        "distance_normal",
+        "mean distance to the nearest memory, good before training = 1\n(solid: good, dashed: doubtful)",
+        False,
+    ),
     ("spread", "spread of the good patches", True),
 )
 
@@ -36,9 +40,10 @@ def draw_curves(rows: Mapping[str, Sequence[EpochRow]], title: str, path: Path) 
             colour, marker = f"C{number % 10}", "o" if number < 10 else "^"
             x = [row.epoch for row in epochs]
             style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
-            axis.plot(x, [getattr(row, field) for row in epochs], label=name, **style)
+            unit = epochs[0].distance_normal if field == "distance_normal" else 1.0
+            axis.plot(x, [getattr(row, field) / unit for row in epochs], label=name, **style)
             if field == "distance_normal":
-                axis.plot(x, [row.distance_doubtful for row in epochs], linestyle="--", **style)
+                axis.plot(x, [row.distance_doubtful / unit for row in epochs], linestyle="--", **style)
         if is_log:
             axis.set_yscale("log")
         axis.set_title(label, fontsize=11)
