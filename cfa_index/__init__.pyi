@@ -31,6 +31,12 @@ from .compress import (
     mean_bank as mean_bank,
     sample_patches as sample_patches,
 )
+from .defects import (
+    DEFECT_KINDS as DEFECT_KINDS,
+    DefectKind as DefectKind,
+    SyntheticDefect as SyntheticDefect,
+    draw_defect as draw_defect,
+)
 from .descriptor import (
     PatchDescriptor as PatchDescriptor,
     initial_descriptor as initial_descriptor,
@@ -159,6 +165,11 @@ from .workflows.query import (
     WorstPatch as WorstPatch,
     query as query,
     query_picture as query_picture,
+)
+from .workflows.rotate import (
+    RotateReport as RotateReport,
+    RotationSpec as RotationSpec,
+    rotate_category as rotate_category,
 )
 from .workflows.score import (
     ScoreReport as ScoreReport,
