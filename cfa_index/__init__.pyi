@@ -98,6 +98,7 @@ from .images import (
 )
 from .maps import (
     MapMaker as MapMaker,
+    fuse_maps as fuse_maps,
     image_scores as image_scores,
     to_source as to_source,
 )
@@ -115,9 +116,13 @@ from .moments import (
     RunningMoments as RunningMoments,
 )
 from .report import (
+    Cloud as Cloud,
+    VerdictPicture as VerdictPicture,
+    feature_view as feature_view,
     overlay as overlay,
     query_panel as query_panel,
     save_picture as save_picture,
+    verdict_panel as verdict_panel,
 )
 from .scorer import (
     ScoredBatch as ScoredBatch,
@@ -150,14 +155,31 @@ from .workflows.calibrate import (
     split_held_out as split_held_out,
 )
 from .workflows.evaluate import (
-    Evaluation as Evaluation,
-    TestRow as TestRow,
     evaluate as evaluate,
+)
+from .workflows.evaluation import (
+    EVALUATION_SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION,
+    MEASURES as MEASURES,
+    BestEpoch as BestEpoch,
+    Evaluation as Evaluation,
+    ModelName as ModelName,
+    PixelSummary as PixelSummary,
+    PublishedEvaluation as PublishedEvaluation,
+    SplitMetrics as SplitMetrics,
+    TestRow as TestRow,
+    mean_over_categories as mean_over_categories,
 )
 from .workflows.extract import (
     extract as extract,
     store_header as store_header,
     store_path as store_path,
+)
+from .workflows.figures import (
+    draw_figures as draw_figures,
+    prepare_figures as prepare_figures,
+)
+from .workflows.published import (
+    evaluate_published as evaluate_published,
 )
 from .workflows.query import (
     Match as Match,

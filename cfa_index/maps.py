@@ -9,6 +9,7 @@ image score is the map's maximum.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,6 +261,44 @@ def _samples(source_px: int, net_px: int, scale: float, offset: float) -> _Sampl
         high=np.minimum(low + 1, last),
         weight=(at - low).astype(np.float32),
     )
+
+
+def fuse_maps(maps: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """CFA++ as an ensemble: the mean of several models' maps of one image, pixel by pixel.
+
+    A pixel counts the models that inspected it: outside the crop of one, the others stand. The mean is
+    plain, as in the paper (arXiv 2206.04325): it is fair between models whose raw scores have one scale,
+    such as those that differ in geometry or seed alone, and leans to the one with the larger scores
+    otherwise. Nothing is rescaled, since what would do it (held-out scores) is not there for every model.
+
+    Args:
+        maps: one or more, (H, W) float32 each, in source pixels, NaN where not inspected; taken one at a
+            time.
+
+    Returns:
+        (H, W) float32; NaN where no model looked.
+
+    Raises:
+        SpecError: no map, or maps of different shapes.
+    """
+    total: npt.NDArray[np.float32] | None = None
+    seen_by = np.zeros(0, dtype=np.float32)
+    for one in maps:
+        if total is None:
+            total, seen_by = np.zeros_like(one), np.zeros_like(one)
+        if one.ndim != 2 or one.shape != total.shape:
+            raise SpecError(
+                expected=f"maps (H, W) of one image, as the first: {total.shape}",
+                got=f"{one.shape}",
+                remedy="bring each to the source pixels of the same image with to_source",
+            )
+        seen = ~np.isnan(one)
+        np.add(total, one, out=total, where=seen)
+        seen_by += seen
+    if total is None:
+        raise SpecError(expected="at least one map", got="none", remedy="pass the map of one model or more")
+    total[seen_by == 0] = np.nan
+    return np.divide(total, seen_by, out=total, where=seen_by > 0)
 
 
 def _mix(

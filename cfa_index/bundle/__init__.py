@@ -12,6 +12,7 @@ from cfa_index.bundle.manifest import HeldOut, Manifest, read_manifest
 from cfa_index.bundle.model import (
     BACKBONE_FILE,
     DESCRIPTOR_FILE,
+    EPOCHS_FILE,
     VECTORS_FILE,
     ImageScore,
     ModelBundle,
@@ -30,6 +31,7 @@ TRAIN_LOG_FILE = "train_log.csv"
 __all__ = [
     "BACKBONE_FILE",
     "DESCRIPTOR_FILE",
+    "EPOCHS_FILE",
     "EXEMPLARS_FILE",
     "SOURCES_FILE",
     "TRAIN_LOG_FILE",

@@ -34,6 +34,8 @@ from cfa_index.scorer import Scorer
 
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
+EPOCHS_FILE = "epochs.safetensors"
+"""`<epoch>.weight` and `<epoch>.bias` of phi after each epoch, epochs from 1 and four digits wide."""
 VECTORS_FILE = "vectors.npy"
 
 
@@ -204,6 +206,30 @@ class ModelBundle:
                     )
                 )
         return results
+
+    def epoch_descriptors(self) -> list[PatchDescriptor]:
+        """phi after each epoch, first to last, on the model's device; memory is one phi an epoch.
+
+        Raises:
+            BundleError: the model was not trained with `keep_epochs`.
+        """
+        if EPOCHS_FILE not in self.manifest.files:
+            raise BundleError(
+                expected=f"{self.manifest.category} to hold phi after each epoch",
+                got=f"generation {self.manifest.generation} without them",
+                remedy="train it with --keep-epochs",
+            )
+        tensors = _load_tensors(self.path / EPOCHS_FILE)
+        same = {"mean": self.initial_descriptor.mean, "std": self.initial_descriptor.std}
+        return [
+            PatchDescriptor(
+                self.manifest.channels,
+                weight=tensors[f"{epoch}.weight"],
+                bias=tensors[f"{epoch}.bias"],
+                **same,
+            ).to(self.bank.device)
+            for epoch in sorted({name.partition(".")[0] for name in tensors}, key=int)
+        ]
 
     @cached_property
     def sources(self) -> list[MemorySource]:

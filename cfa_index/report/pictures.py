@@ -52,14 +52,31 @@ def overlay(
         offset_y=frame.offset_y,
     )
     seen = np.isfinite(heat)
-    low, high = _scale(heat[seen], threshold)
+    mixed = heat_over(base, heat, *_scale(heat[seen], threshold))
+    if threshold is not None:
+        mixed[outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
+    return Image.fromarray(mixed)
+
+
+def heat_over(
+    base: NDArray[np.floating], heat: NDArray[np.float32], low: float, high: float
+) -> NDArray[np.uint8]:
+    """Colours of a map over an image, stronger from `low` to `high`; darkened where the map is NaN.
+
+    Args:
+        base: (H, W, 3), 0 to 255.
+        heat: (H, W).
+        low, high: the values where the colour begins and is full.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    seen = np.isfinite(heat)
     level = np.where(seen, np.clip((heat - low) / max(high - low, 1e-12), 0, 1), 0)
     weight = (_OPACITY * level)[..., None]
     mixed = (1 - weight) * base + weight * heat_colours(level)
     mixed[~seen] = base[~seen] * 0.4
-    if threshold is not None:
-        mixed[_outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    return mixed.round().astype(np.uint8)
 
 
 def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
@@ -69,8 +86,8 @@ def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float,
     return low, high
 
 
-def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels inside a region with a direct neighbour outside it."""
+def outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels (H, W) inside a region with a direct neighbour outside it."""
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inside & ~core

@@ -1,218 +1,135 @@
-"""How well a model tells good from bad on a labelled test split."""
+"""How well a model, or several fused, tell good from bad on a labelled test split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.errors import DatasetError
-from cfa_index.events import Listener, Notice, ignore, stage
+from cfa_index.events import Listener, ignore
 from cfa_index.files import printable
-from cfa_index.images import TestImage, load_batches, read_mask
-from cfa_index.maps import to_source
-from cfa_index.metrics import PixelMetrics, auroc, auroc_interval
+from cfa_index.images import TestImage
+from cfa_index.metrics import PixelMetrics, PixelMetricsByType, image_metrics
+from cfa_index.workflows.ensemble import one_category
+from cfa_index.workflows.evaluation import (
+    Evaluation,
+    ModelName,
+    PixelSummary,
+    SplitMetrics,
+    TestRow,
+)
+from cfa_index.workflows.labelled import mask_of, score_labelled, why_unmasked
 
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestRow:
-    """One test image: raw score and label; score is NaN and error set where it could not be read."""
-
-    uri: str
-    defect: str
-    score: float
-    is_anomalous: bool | None
-    error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Metrics as fractions, from raw scores; None where they cannot be computed.
-
-    Attributes:
-        image_auroc: over all readable test images; None with one class only.
-        image_auroc_interval: 95% stratified bootstrap.
-        pixel_auroc, aupro: where every defect image has a mask; AUPRO up to FPR 0.3.
-        masks: why pixel metrics are missing, or empty.
-        false_alarm_rate, detection_rate: of the model's threshold, or None.
-    """
-
-    category: str
-    generation: str
-    image_auroc: float | None
-    image_auroc_interval: tuple[float, float] | None
-    pixel_auroc: float | None
-    aupro: float | None
-    masks: str
-    threshold: float | None
-    false_alarm_rate: float | None
-    detection_rate: float | None
-    rows: tuple[TestRow, ...]
-
-    @property
-    def rejected(self) -> int:
-        """How many images could not be read."""
-        return sum(1 for row in self.rows if row.error)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document behind `evaluate --json`."""
-        good = [row for row in self.rows if not row.error]
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "category": self.category,
-            "generation": self.generation,
-            "image_auroc": self.image_auroc,
-            "image_auroc_interval_95": list(self.image_auroc_interval) if self.image_auroc_interval else None,
-            "pixel_auroc": self.pixel_auroc,
-            "aupro": self.aupro,
-            "masks": self.masks,
-            "threshold": self.threshold,
-            "false_alarm_rate": self.false_alarm_rate,
-            "detection_rate": self.detection_rate,
-            "images_good": sum(1 for row in good if row.defect == "good"),
-            "images_defect": sum(1 for row in good if row.defect != "good"),
-            "images_rejected": self.rejected,
-            "images": [
-                {
-                    "uri": row.uri,
-                    "defect": row.defect,
-                    "score": None if row.error else row.score,
-                    "is_anomalous": row.is_anomalous,
-                    "error": row.error or None,
-                }
-                for row in self.rows
-            ],
-        }
+GOOD = "good"
 
 
 def evaluate(
-    bundle: ModelBundle,
+    models: ModelBundle | Sequence[ModelBundle],
     images: Sequence[TestImage],
     *,
     batch_size: int = 8,
     threads: int = 2,
     listener: Listener = ignore,
 ) -> Evaluation:
-    """Score a test split and compare with its labels. Memory does not grow with the maps.
+    """Score a test split and compare with its labels: last epoch, raw scores.
+
+    Several models are an ensemble (CFA++): their maps are averaged in the pixels of the source image,
+    see `fuse_maps`, and the score of an image is the fused map's maximum. Memory does not grow with the
+    number of images, but for a row each.
 
     Args:
-        bundle: the model.
+        models: one, or several of the same category.
         images: the test split, `good` and defects.
         batch_size: images a forward pass.
         threads: that decode.
         listener: told of progress.
 
     Raises:
+        SpecError: no model, or models of different categories.
         DatasetError: no test image can be read.
         ImageError: a mask cannot be read, or has another size than its image.
     """
-    features = bundle.manifest.spec.features
-    pixels = _pixel_metrics(images)
+    bundles = one_category(models)
+    masks = why_unmasked(images)
+    pixels = None if masks else PixelMetricsByType(good=GOOD)
+    threshold = bundles[0].threshold if len(bundles) == 1 else None
     rows: list[TestRow] = []
-    threshold = bundle.threshold
-    with stage(listener, "evaluate", len(images), "images") as advance:
-        batches = load_batches(
-            (image.path for image in images), features, batch_size=batch_size, threads=threads
+    for image, scored in score_labelled(
+        bundles, images, batch_size=batch_size, threads=threads, listener=listener
+    ):
+        score = float("nan")
+        for found in scored.states:
+            score = found.score
+            if pixels is not None:
+                pixels.update(image.defect, found.in_source, mask_of(image, found.in_source.shape))
+        rows.append(
+            TestRow(
+                uri=printable("/".join(image.path.parts[-3:])),
+                defect=image.defect,
+                score=score,
+                is_anomalous=None if scored.error or threshold is None else score > threshold,
+                error=str(scored.error or ""),
+            )
         )
-        for batch in batches:
-            failed = dict(batch.errors)
-            scored = bundle.scorer.score_pixels(batch.pixels, batch.frames)
-            slots = {position: slot for slot, position in enumerate(batch.positions)}
-            for position in sorted([*slots, *failed]):
-                image = images[position]
-                uri = printable("/".join(image.path.parts[-3:]))
-                if position in failed:
-                    listener(Notice(message=f"left out: {failed[position]}"))
-                    rows.append(
-                        TestRow(
-                            uri=uri,
-                            defect=image.defect,
-                            score=float("nan"),
-                            is_anomalous=None,
-                            error=str(failed[position]),
-                        )
-                    )
-                    continue
-                slot = slots[position]
-                score = float(scored.scores[slot])
-                rows.append(
-                    TestRow(
-                        uri=uri,
-                        defect=image.defect,
-                        score=score,
-                        is_anomalous=None if threshold is None else score > threshold,
-                    )
-                )
-                if pixels is not None:
-                    frame = batch.frames[slot]
-                    source_map = to_source(
-                        scored.maps[slot].cpu(),
-                        width=frame.source_width,
-                        height=frame.source_height,
-                        scale_x=frame.scale_x,
-                        scale_y=frame.scale_y,
-                        offset_x=frame.offset_x,
-                        offset_y=frame.offset_y,
-                    )
-                    pixels.update(source_map, _mask(image, source_map.shape))
-            advance(len(batch.positions) + len(batch.errors))
-    return _summarise(bundle, rows, pixels, images)
-
-
-def _pixel_metrics(images: Sequence[TestImage]) -> PixelMetrics | None:
-    """An accumulator when every defect image has a mask, else None."""
-    defects = [image for image in images if image.is_defect]
-    return PixelMetrics() if defects and all(image.mask for image in defects) else None
-
-
-def _mask(image: TestImage, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    height, width = shape
-    if image.mask is None:
-        return np.zeros((height, width), dtype=bool)
-    return read_mask(image.mask, width, height)
-
-
-def _summarise(
-    bundle: ModelBundle, rows: list[TestRow], pixels: PixelMetrics | None, images: Sequence[TestImage]
-) -> Evaluation:
     readable = [row for row in rows if not row.error]
-    if not readable:
-        raise DatasetError(
-            expected="at least one readable test image",
-            got=f"{len(rows)} that cannot be read; the first says: {rows[0].error}" if rows else "none",
-            remedy="look at the files below test/",
-        )
-    labels = np.array([row.defect != "good" for row in readable])
-    scores = np.array([row.score for row in readable])
-    both = labels.any() and not labels.all()
-    threshold = bundle.threshold
-    without = [image for image in images if image.is_defect and image.mask is None]
-    masks = ""
-    pixel_auroc = pixels.pixel_auroc() if pixels else None
-    if pixels is not None and pixel_auroc is None:
+    whole = _split_metrics(readable, pixels.whole() if pixels else None)
+    if whole.pixel is not None and whole.pixel.auroc is None:
         masks = "no defect pixel in any mask"
-    elif pixels is None:
-        masks = "no defect images" if not without else f"{len(without)} defect images have no mask"
     return Evaluation(
-        category=bundle.manifest.category,
-        generation=bundle.manifest.generation,
-        image_auroc=auroc(labels, scores),
-        image_auroc_interval=auroc_interval(labels, scores) if both else None,
-        pixel_auroc=pixel_auroc,
-        aupro=pixels.aupro() if pixels else None,
+        category=bundles[0].manifest.category,
+        models=model_names(bundles),
+        whole=whole,
+        by_defect={
+            defect: _split_metrics(
+                [row for row in readable if row.defect in (GOOD, defect)],
+                pixels.of(defect) if pixels else None,
+            )
+            for defect in sorted({row.defect for row in readable} - {GOOD})
+        },
         masks=masks,
         threshold=threshold,
-        false_alarm_rate=None
-        if threshold is None or labels.all()
-        else float((scores[~labels] > threshold).mean()),
-        detection_rate=None
-        if threshold is None or not labels.any()
-        else float((scores[labels] > threshold).mean()),
+        false_alarm_rate=_rate([row for row in readable if row.defect == GOOD]),
         rows=tuple(rows),
     )
+
+
+def model_names(bundles: Sequence[ModelBundle]) -> tuple[ModelName, ...]:
+    """What a document says of the models behind it."""
+    return tuple(
+        ModelName(
+            generation=bundle.manifest.generation,
+            backbone=bundle.manifest.spec.features.backbone,
+            geometry=bundle.manifest.spec.features.geometry,
+            sha256=str(bundle.manifest.to_dict()["sha256"]),
+        )
+        for bundle in bundles
+    )
+
+
+def _split_metrics(rows: Sequence[TestRow], pixels: PixelMetrics | None) -> SplitMetrics:
+    defective = np.array([row.defect != GOOD for row in rows])
+    return SplitMetrics(
+        images_good=int((~defective).sum()),
+        images_defect=int(defective.sum()),
+        image=image_metrics(defective, np.array([row.score for row in rows])),
+        pixel=_pixel_summary(pixels) if pixels else None,
+        detection_rate=_rate([row for row in rows if row.defect != GOOD]),
+    )
+
+
+def _pixel_summary(pixels: PixelMetrics) -> PixelSummary:
+    intervals = pixels.intervals()
+    return PixelSummary(
+        auroc=intervals.auroc,
+        average_precision=intervals.average_precision,
+        aupro=intervals.aupro,
+        f1=pixels.f1(),
+        binning_error=pixels.binning_error(),
+    )
+
+
+def _rate(rows: Sequence[TestRow]) -> float | None:
+    """Share of the rows above the threshold; None without rows or without a threshold."""
+    verdicts = [row.is_anomalous for row in rows if row.is_anomalous is not None]
+    return sum(verdicts) / len(verdicts) if verdicts else None

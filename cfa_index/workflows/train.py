@@ -20,6 +20,7 @@ from cfa_index.bank import MemoryBank
 from cfa_index.bundle import (
     BACKBONE_FILE,
     DESCRIPTOR_FILE,
+    EPOCHS_FILE,
     EXEMPLARS_FILE,
     SOURCES_FILE,
     TRAIN_LOG_FILE,
@@ -42,6 +43,7 @@ from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.workflows.build import timestamp, versions
 from cfa_index.workflows.calibrate import score_held_out, split_held_out, with_scores
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint
+from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
 from cfa_index.workflows.extract import inspected_mask, store_path
 
 _RADIUS_IMAGES = 32
@@ -136,6 +138,7 @@ def train(
     seed: int | None = None,
     device: str = "cpu",
     weights: Path | None = None,
+    keep_epochs: bool = False,
     listener: Listener = ignore,
 ) -> TrainReport:
     """Train the current generation of a category and make the result the next one.
@@ -150,6 +153,7 @@ def train(
         seed: of the order of the images, in place of `spec.seed`.
         device: see `resolve_device`.
         weights: of the backbone, for a model that was written without them.
+        keep_epochs: keep phi after each epoch in the model, for `evaluate_published`.
         listener: told of progress.
 
     Raises:
@@ -158,7 +162,7 @@ def train(
         SpecError: K + J is larger than the bank, or `drop_last` leaves no batch.
     """
     with category_lock(models_dir / category):
-        return _train(models_dir, category, spec, features_dir, seed, device, weights, listener)
+        return _train(models_dir, category, spec, features_dir, seed, device, weights, keep_epochs, listener)
 
 
 def _train(
@@ -169,6 +173,7 @@ def _train(
     seed: int | None,
     device: str,
     weights: Path | None,
+    keep_epochs: bool,
     listener: Listener,
 ) -> TrainReport:
     bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
@@ -187,8 +192,11 @@ def _train(
     trainer = Trainer(phi, bundle.bank, spec, radius)
     identity = {"parent": bundle.manifest.generation, "manifest": bundle.manifest.to_dict()["sha256"]}
     identity |= {"train": str(spec.to_dict())}
+    identity |= {"epochs": "kept"} if keep_epochs else {}
     folder = models_dir / category / "checkpoint"
     done = read_checkpoint(folder, identity)
+    if done and keep_epochs and not are_kept(folder, identity, len(done.log)):
+        done = None
     log = restore(trainer, done) if done else []
     steps = len(rows) // spec.batch_size if spec.drop_last else math.ceil(len(rows) / spec.batch_size)
     with stage(listener, "training", steps * (spec.epochs - len(log)), "steps") as advance:
@@ -223,6 +231,8 @@ def _train(
                     seconds=time.perf_counter() - started,
                 )
             )
+            if keep_epochs:
+                keep_epoch(folder, identity, epoch + 1, trainer.descriptor)
             write_checkpoint(folder, identity, snapshot(trainer, log))
 
     scorer = Scorer(
@@ -242,7 +252,10 @@ def _train(
         radius=float(trainer.loss.radius.detach()),
         versions=versions(),
     )
-    path, manifest = write_generation(models_dir / category, manifest, _contents(bundle, trainer, log))
+    contents = _contents(bundle, trainer, log)
+    if keep_epochs and log:
+        contents[EPOCHS_FILE] = kept_epochs(folder, identity, len(log))
+    path, manifest = write_generation(models_dir / category, manifest, contents)
     remove_checkpoint(folder)
     return TrainReport(path=path, manifest=manifest, log=tuple(log))
 

@@ -59,6 +59,13 @@ def train_command(
             "--seed", min=0, max=LARGEST_SEED, help="Of the order of the images. [default: the model's]"
         ),
     ] = None,
+    keep_epochs: Annotated[
+        bool,
+        typer.Option(
+            "--keep-epochs",
+            help="Keep the descriptor of every epoch in the model, for evaluate --protocol published.",
+        ),
+    ] = False,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
@@ -116,6 +123,7 @@ def train_command(
                 seed=seed,
                 device=device,
                 weights=weights,
+                keep_epochs=keep_epochs,
                 listener=out.listener,
             )
             threshold = report.manifest.threshold
