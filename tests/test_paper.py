@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+
 from benchmarks.paper import published as p, tables
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.cells import Cell, Options, paper, recommended
-from benchmarks.paper.made_up import write_dataset
+from benchmarks.paper.made_up import write_dataset, write_weights
 from benchmarks.paper.plan import Entry, cells, entries
 from benchmarks.paper.run import Result, Site, read_result, run
 
@@ -29,11 +30,14 @@ def tiny(**changes: object) -> Cell:
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), classes=("carpet",), train=4, test=2)
+    root = tmp_path_factory.mktemp("data")
+    write_weights(root / "weights", ["resnet18"])
+    return write_dataset(root, classes=("carpet",), train=4, test=2)
 
 
 def site(data_root: Path, output: Path) -> Site:
-    return Site(data_root=data_root, output=output, weights="random", device="cpu", threads=1)
+    weights = data_root / "weights"
+    return Site(data_root=data_root, output=output, weights_dir=weights, device="cpu", threads=1)
 
 
 # Published numbers
@@ -46,7 +50,9 @@ def test_published_columns_average_to_the_published_averages() -> None:
         if system == "CFA":
             assert fmean(column.values()) == pytest.approx(99.17, abs=0.005)  # with the misprint
             column["carpet"] = 99.5  # the README
-        assert fmean(column.values()) == pytest.approx(printed, abs=0.06), system
+        # CutPaste's column, copied from elsewhere, does not have the average that is printed below it.
+        expected = 96.16 if system == "CutPaste" else printed
+        assert fmean(column.values()) == pytest.approx(expected, abs=0.06), system
         for group in p.GROUPS if system in ("CFA", "CFA++") else ():
             mean = fmean(column[name] for name in p.GROUPS[group])
             assert mean == pytest.approx(p.TABLE_2["image_auroc", group][system], abs=0.06)
@@ -230,7 +236,7 @@ def test_a_run_that_was_killed_goes_on_and_damaged_cells_are_run_again(
     assert not list((tmp_path / "work").iterdir())
     for cell, result in results.items():
         assert not result.error, result
-        assert set(result.metrics) == {"image_auroc", "pixel_auroc", "aupro"}
+        assert {"image_auroc", "pixel_auroc", "aupro"} <= set(result.metrics)
         assert read_result(here, cell) == result
 
     files[0].write_bytes(before.replace(b'"image_auroc": ', b'"image_auroc": 1'))

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from benchmarks.paper import tables
 from benchmarks.paper.cells import TABLES, Cell, Options, Protocol
-from benchmarks.paper.made_up import QUICK_CLASSES, write_dataset
+from benchmarks.paper.made_up import QUICK_CLASSES, write_dataset, write_weights
 from benchmarks.paper.plan import cells
 from benchmarks.paper.published import CLASSES
 from benchmarks.paper.run import Result, Site, run
@@ -61,12 +61,17 @@ def _run(given: argparse.Namespace) -> int:
     if given.dry_run:
         _print_plan(planned)
         return 0
+    weights_dir = given.weights_dir
+    if given.quick:
+        weights_dir = write_weights(
+            given.output / "weights", {cell.backbone for cell in planned if cell.members}
+        )
     set_threads(given.threads)
     reuse_freed_memory()
     site = Site(
         data_root=data_root,
         output=given.output,
-        weights="random" if given.quick else given.weights_dir,
+        weights_dir=weights_dir,
         device=given.device,
         threads=given.threads,
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from benchmarks.paper.made_up import SIDE_PX
 from benchmarks.paper.published import CLASSES
-from cfa_index import ModelSpec, preset
+from cfa_index import BACKBONES, ModelSpec, preset
 
 Protocol = Literal["last", "published"]
 """`last`: the last epoch, CFA++ fused. `published`: the best epoch on the test set, a metric at a time,
@@ -151,13 +151,12 @@ def paper(
     geometry: Literal["crop", "whole"],
     change: Change = unchanged,
 ) -> ModelSpec:
-    """The preset `paper` for a backbone; D' = 2 D gamma_d for EfficientNet-B5 (paper, Sec. 4.1)."""
+    """The preset `paper` for a backbone, with the factor on D' that the paper has for it."""
     base = preset("paper")
-    expansion = 2.0 if backbone == "efficientnet_b5" else 1.0
     spec = replace(
         base,
         features=replace(base.features, backbone=backbone, geometry=geometry),
-        descriptor=replace(base.descriptor, expansion=expansion),
+        descriptor=replace(base.descriptor, expansion=BACKBONES[backbone].expansion),
         seed=seed,
     )
     return _fitted(options, change(spec))

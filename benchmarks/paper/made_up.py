@@ -1,4 +1,4 @@
-"""A data set in MVTec AD's layout that takes a second to draw: what `--quick` runs on.
+"""A data set in MVTec AD's layout that takes a second to draw, and weights to go with it: for `--quick`.
 
 Its scores mean nothing for any product: it only proves that every cell of every table can be computed.
 Textures are woven stripes that fill the frame, objects a disc with a hole on a plain ground; each has one
@@ -7,15 +7,17 @@ defect that is easy and one that is faint, with masks. Every picture follows fro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
 
 from benchmarks.paper.published import TEXTURES
-from cfa_index import write_bytes
+from cfa_index import BACKBONES, atomic_path, load_backbone, write_bytes
 
 SIDE_PX = 64
 QUICK_CLASSES = ("bottle", "carpet")
@@ -58,6 +60,21 @@ def write_dataset(
                 )
                 _write(root / name / "ground_truth" / defect / f"{number:03d}_mask.png", 255.0 * mask)
     return root
+
+
+def write_weights(folder: Path, backbones: Iterable[str]) -> Path:
+    """Random weights of some backbones, files such as a user hands over; those that are there are left.
+
+    Raises:
+        OutputError: the disk is full or read-only.
+    """
+    for name in backbones:
+        file = (folder / BACKBONES[name].checkpoint).with_suffix(".safetensors")
+        if not file.exists():
+            tensors = load_backbone(name, (4, 8, 16), size_px=SIDE_PX, weights="random").state_tensors()
+            with atomic_path(file) as temporary:
+                save_file(tensors, temporary)
+    return folder
 
 
 def picture(name: str, number: int) -> _Array:

@@ -15,12 +15,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
-from benchmarks.paper.cells import Cell, digest
+from benchmarks.complexity import measure_table1
+from benchmarks.paper.cells import Cell, Task, digest
+from benchmarks.paper.plan import METRIC_NAMES
 from cfa_index import (
     BACKBONES,
     Category,
+    Evaluation,
     Event,
     GoodImages,
     Listener,
@@ -28,22 +32,30 @@ from cfa_index import (
     ModelBundle,
     ModelSpec,
     Notice,
+    PublishedEvaluation,
+    RotationSpec,
     StageAdvanced,
     StageStarted,
     build,
     current_generation,
+    draw_figures,
     evaluate,
+    evaluate_published,
     load_backbone,
     open_category,
     read_manifest,
     resolve_device,
+    rotate_category,
     train,
     write_json,
 )
 from cfa_index.errors import BundleError, CfaIndexError, WeightsError
+from cfa_index.specs import CROP_RATIO
 
 _SPEAK_EVERY_S = 60.0
 _EPOCHS_FILE = "epochs.safetensors"
+_IMAGES, _QUICK_IMAGES = (8, 16, 32, 64), (4, 8)
+"""Numbers of images that Table 1 is measured at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +65,14 @@ class Site:
     Attributes:
         data_root: in MVTec AD's layout.
         output: cells, tables and figures go here, and the work that is not done yet.
-        weights: a folder with torchvision's files, None for its cache or the net, or random ones.
+        weights_dir: a folder with torchvision's files, or None for its cache or the net.
         device: see `resolve_device`.
         threads: that decode.
     """
 
     data_root: Path
     output: Path
-    weights: Path | Literal["random"] | None
+    weights_dir: Path | None
     device: str = "auto"
     threads: int = 2
 
@@ -68,22 +80,23 @@ class Site:
         """Features and models of a cell's group; removed when the group is done."""
         return self.output / "work" / cell.group
 
-    def weights_of(self, backbone: str) -> Path | Literal["random"] | None:
+    def weights_of(self, backbone: str) -> Path | None:
         """What `load_backbone` takes.
 
         Raises:
             WeightsError: the folder does not hold the file.
         """
-        if not isinstance(self.weights, Path):
-            return self.weights
-        file = self.weights / BACKBONES[backbone].checkpoint
-        if not file.is_file():
-            raise WeightsError(
-                expected=f"the weights of {backbone} at {file}",
-                got="no such file",
-                remedy="put torchvision's file there, or leave --weights-dir out to have it downloaded",
-            )
-        return file
+        if self.weights_dir is None:
+            return None
+        published = self.weights_dir / BACKBONES[backbone].checkpoint
+        for file in (published, published.with_suffix(".safetensors")):
+            if file.is_file():
+                return file
+        raise WeightsError(
+            expected=f"the weights of {backbone} at {published}, or as .safetensors",
+            got="no such file",
+            remedy="put the file there, or leave --weights-dir out to have it downloaded",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +148,9 @@ def run(
             results[cell] = found = _attempt(cell, site, _Speaker(say))
             _write_result(site, cell, found)
             figures = ", ".join(
-                f"{name} {100 * value:.2f}" for name, value in found.metrics.items() if value is not None
+                f"{said} {100 * value:.2f}"
+                for name, said in METRIC_NAMES.items()
+                if (value := found.metrics.get(name)) is not None
             )
             say(
                 f"[{len(results)}/{len(cells)}] {cell}: {found.error or figures or 'done'}"
@@ -206,21 +221,55 @@ _Found = tuple[dict[str, float | None], dict[str, Any]]
 def _evaluate(cell: Cell, site: Site, listener: Listener) -> _Found:
     category = _category(cell, site, listener)
     bundles = [_model(member, cell, category, site, listener) for member in cell.members]
-    found = evaluate(bundles[0], category.test(), threads=site.threads, listener=listener)
-    metrics = {"image_auroc": found.image_auroc, "pixel_auroc": found.pixel_auroc, "aupro": found.aupro}
-    details = {
+    details: dict[str, Any] = {
         "images_train": bundles[0].manifest.images,
-        "images_rejected": found.rejected,
-        "masks": found.masks,
-        "banks": [[len(bundle.bank), bundle.bank.vectors.shape[1]] for bundle in bundles],
+        "banks": [list(bundle.bank.vectors.shape) for bundle in bundles],
         "weights": bundles[0].manifest.weights.source,
         "versions": bundles[0].manifest.versions,
     }
-    return metrics, details
+    found: Evaluation | PublishedEvaluation
+    if cell.protocol == "published" and all(member.train.epochs for member in cell.members):
+        found = evaluate_published(bundles, category.test(), threads=site.threads, listener=listener)
+        values = found.values()
+        details |= {"best_epoch": {name: best.epoch if best else None for name, best in found.best().items()}}
+    else:  # what was not trained has no epochs to choose from
+        found = evaluate(bundles, category.test(), threads=site.threads, listener=listener)
+        values = found.whole.values()
+    details |= {"images_rejected": found.rejected, "masks": found.masks}
+    return values, details
+
+
+def _figures(cell: Cell, site: Site, listener: Listener) -> _Found:
+    category = _category(cell, site, listener)
+    bundle = _model(cell.members[0], cell, category, site, listener)
+    test = category.test()
+    found = evaluate(bundle, test, threads=site.threads, listener=listener)
+    folder = site.output / "figures" / cell.category
+    drawn = draw_figures(bundle, test, found, folder, threads=site.threads, listener=listener)
+    return {}, {"figures": [file.relative_to(site.output).as_posix() for file in drawn]}
+
+
+def _complexity(cell: Cell, site: Site, listener: Listener) -> _Found:
+    """Table 1 does not need the data: see `benchmarks.complexity`."""
+    rows = measure_table1(
+        images=_QUICK_IMAGES if cell.quick else _IMAGES,
+        quick=cell.quick,
+        threads=site.threads,
+        say=lambda line: listener(Notice(message=f"    {line}")),
+    )
+    return {}, {"rows": [row.to_dict() for row in rows]}
 
 
 def _category(cell: Cell, site: Site, listener: Listener) -> Category:
-    return open_category(site.data_root, cell.category)
+    """The images of a cell; a rotated copy is drawn first, once for each seed (Table 3)."""
+    upright = open_category(site.data_root, cell.category)
+    if not cell.rotated:
+        return upright
+    size_px = cell.members[0].features.size_px
+    spec = RotationSpec(resize_px=round(size_px / CROP_RATIO), crop_px=size_px, seed=cell.seed)
+    copy = site.output / "rotated" / f"seed-{cell.seed}"
+    rotate_category(upright, copy, spec, threads=site.threads, listener=listener)
+    return open_category(copy, cell.category)
 
 
 def _model(member: ModelSpec, cell: Cell, category: Category, site: Site, listener: Listener) -> ModelBundle:
@@ -244,10 +293,9 @@ def _model(member: ModelSpec, cell: Cell, category: Category, site: Site, listen
             features_dir=features,
             device=resolve_device(site.device),
             threads=site.threads,
-            embed_weights=False,
+            embed_weights=False,  # they would be copied once a model
             listener=listener,
         ).manifest
-    handed_over = weights if isinstance(weights, Path) else None
     keep_epochs = cell.protocol == "published"
     trained = manifest.action == "train" and (not keep_epochs or _EPOCHS_FILE in manifest.files)
     if member.train.epochs and not trained:
@@ -257,10 +305,11 @@ def _model(member: ModelSpec, cell: Cell, category: Category, site: Site, listen
             member.train,
             features_dir=features,
             device=site.device,
-            weights=handed_over,
+            weights=weights,
+            keep_epochs=keep_epochs,
             listener=listener,
         )
-    return ModelBundle.load(folder, device=site.device, weights=handed_over)
+    return ModelBundle.load(folder, device=site.device, weights=weights)
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -270,7 +319,9 @@ def _manifest(folder: Path) -> Manifest | None:
         return None
 
 
-_TASKS: dict[str, Callable[[Cell, Site, Listener], _Found]] = {"evaluate": _evaluate}
+_TASKS: Mapping[Task, Callable[[Cell, Site, Listener], _Found]] = MappingProxyType(
+    {"complexity": _complexity, "evaluate": _evaluate, "figures": _figures}
+)
 
 
 def _result_file(site: Site, cell: Cell) -> Path:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks import complexity
+from benchmarks.complexity import ComplexityRow
 from benchmarks.paper import published as p
 from benchmarks.paper.cells import Cell, Options
 from benchmarks.paper.plan import Entry, entries
@@ -26,6 +28,8 @@ TITLES = {
     "A": "Table A, not in the paper: one change at a time, CFA of the crop, ResNet18",
 }
 _NOTES = {
+    "1": "An exponent b says that the quantity grows as images^b; what `python -m benchmarks.complexity --help` says"
+    " of `peak` and of the computed row holds here.",
     "2": "`CFA, resize only` is published in the code's README, for all classes only.",
     "3": "The random crop is part of the rotated data, so ours is one model of the whole rotated image, not a"
     " fused pair; the copy is drawn anew for every seed, image and mask together.",
@@ -184,8 +188,12 @@ def markdown(options: Options, results: Mapping[Cell, Result]) -> str:
             *([_NOTES[name]] if name in _NOTES else []),
             *dict.fromkeys(f"Misprint: {n}." for n in notes),
         ]
-        settings = dict.fromkeys(text for entry in several if (text := _settings(entry)))
-        parts.append("Settings:\n\n" + "\n".join(f"- {text}" for text in settings))
+        settings = {
+            entry.column if name in "234" else entry.row: text
+            for entry in several
+            if (text := _settings(entry))
+        }
+        parts.append("Settings:\n\n" + "\n".join(f"- {what}: {text}" for what, text in settings.items()))
     failed = {cell: result.error for cell, result in results.items() if result.error}
     if failed:
         parts.append("## Cells that failed")
@@ -239,4 +247,6 @@ def _complexity(results: Mapping[Cell, Result]) -> list[dict[str, Any]]:
 
 def _table_1(results: Mapping[Cell, Result]) -> list[str]:
     formulas = grid(["system", "modelling", "bank"], [[name, *both] for name, both in p.TABLE_1.items()])
-    return ["Published:", formulas]
+    rows = [ComplexityRow(**row) for row in _complexity(results)]
+    measured = complexity.table(rows) if rows else "not measured"
+    return ["Published:", formulas, "Measured here, from stored features to a bank:", measured, _NOTES["1"]]
