@@ -26,9 +26,15 @@ from .bundle import (
 )
 from .compress import (
     PatchSample as PatchSample,
+    PatchStream as PatchStream,
+    coreset_bank as coreset_bank,
     ema_bank as ema_bank,
+    full_bank as full_bank,
+    gather_patches as gather_patches,
+    greedy_k_centre as greedy_k_centre,
     kmeans_bank as kmeans_bank,
     mean_bank as mean_bank,
+    random_bank as random_bank,
     sample_patches as sample_patches,
 )
 from .defects import (
@@ -115,6 +121,9 @@ from .moments import (
     Moments as Moments,
     RunningMoments as RunningMoments,
 )
+from .presets import (
+    preset as preset,
+)
 from .report import (
     Cloud as Cloud,
     VerdictPicture as VerdictPicture,
@@ -136,7 +145,6 @@ from .specs import (
     ModelSpec as ModelSpec,
     ScoreSpec as ScoreSpec,
     TrainSpec as TrainSpec,
-    preset as preset,
 )
 from .store import (
     PatchStore as PatchStore,
@@ -148,11 +156,14 @@ from .workflows.build import (
     BuildReport as BuildReport,
     GoodImages as GoodImages,
     build as build,
-    compress_store as compress_store,
 )
 from .workflows.calibrate import (
     score_held_out as score_held_out,
     split_held_out as split_held_out,
+)
+from .workflows.compression import (
+    compress_store as compress_store,
+    patch_stream as patch_stream,
 )
 from .workflows.evaluate import (
     evaluate as evaluate,

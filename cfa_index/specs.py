@@ -216,9 +216,26 @@ class BankSpec(_Spec):
         _require(self.iterations >= 1, "iterations", "1 or more", self.iterations)
         _require(self.sample_patches >= 1, "sample_patches", "1 or more", self.sample_patches)
 
-    def memories(self, patches_per_image: int) -> int:
-        """M for T = `patches_per_image`."""
-        return self.size if self.size is not None else max(1, round(self.gamma_c * patches_per_image))
+    @property
+    def counts_all_patches(self) -> bool:
+        """Whether M depends on how many good patches there are."""
+        return self.method == "full" or (self.size is None and self.share is not None)
+
+    def memories(self, patches_per_image: int, total: int | None = None) -> int:
+        """M for T = `patches_per_image`; where `counts_all_patches`, for `total` good patches.
+
+        Raises:
+            SpecError: `total` is needed and not given.
+        """
+        if not self.counts_all_patches:
+            return self.size if self.size is not None else max(1, round(self.gamma_c * patches_per_image))
+        if total is None:
+            raise SpecError(
+                expected="the number of good patches, which decides M",
+                got="None",
+                remedy="give `total`, or a bank of a fixed size",
+            )
+        return total if self.method == "full" or self.share is None else max(1, round(self.share * total))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,24 +352,29 @@ class ModelSpec(_Spec):
     def __post_init__(self) -> None:
         _require(0 <= self.held_out < 1, "held_out", "a share in [0, 1)", self.held_out)
         _require(0 <= self.seed <= LARGEST_SEED, "seed", f"from 0 to {LARGEST_SEED}", self.seed)
-        memories, patches = (
-            self.bank.memories(self.features.patches_per_image),
-            self.features.patches_per_image,
-        )
-        if self.bank.method in ("ema", "mean"):
-            _require(
-                memories <= patches,
-                f"bank size with method '{self.bank.method}'",
-                f"at most h*w = {patches}",
-                memories,
-                "ask for fewer memories, or use --method kmeans",
-            )
         _require(
             self.features.geometry != "letterbox" or self.bank.method not in ("ema", "mean"),
             "bank method with a letterbox",
             "neither 'ema' nor 'mean'",
             self.bank.method,
             "position banks need whole grids; use --method kmeans or another --geometry",
+        )
+        if not self.bank.counts_all_patches:
+            self.check_memories(self.bank.memories(self.features.patches_per_image))
+
+    def check_memories(self, memories: int) -> None:
+        """Whether a bank of M = `memories` can be made and searched with these settings.
+
+        Raises:
+            SpecError: it cannot.
+        """
+        patches = self.features.patches_per_image
+        _require(
+            self.bank.method not in ("ema", "mean") or memories <= patches,
+            f"bank size with method '{self.bank.method}'",
+            f"at most h*w = {patches}",
+            memories,
+            "ask for fewer memories, or use --method kmeans",
         )
         _require(
             self.score.neighbors <= memories,
@@ -361,41 +383,3 @@ class ModelSpec(_Spec):
             self.score.neighbors,
             "ask for fewer neighbours or a larger bank",
         )
-
-
-def preset(name: str) -> ModelSpec:
-    """The settings behind `--preset NAME`: `recommended`, `paper` or `published-code`.
-
-    Raises:
-        SpecError: there is no preset of that name.
-    """
-    if name == "recommended":
-        return ModelSpec()
-    if name == "paper":
-        return _PAPER
-    if name == "published-code":
-        return dataclasses.replace(
-            _PAPER,
-            preset="published-code",
-            descriptor=DescriptorSpec(init="torch", gamma_d=1.0, standardise=False),
-            bank=BankSpec(method="mean", size=None, gamma_c=1.0),
-            train=dataclasses.replace(_PAPER.train, loss_scale=1000.0, drop_last=True),
-        )
-    raise SpecError(
-        expected=f"a preset among {', '.join(get_args(PresetName))}",
-        got=repr(name),
-        remedy="choose one of these",
-    )
-
-
-_PAPER = ModelSpec(
-    preset="paper",
-    features=FeatureSpec(strides=STRIDES, geometry="crop"),
-    descriptor=DescriptorSpec(init="he", gamma_d=1.0, standardise=False),
-    bank=BankSpec(method="ema", size=None, gamma_c=1.0),
-    train=TrainSpec(epochs=30, learning_rate=1e-3, radius=1e-5),
-    score=ScoreSpec(patch_score="certainty"),
-    held_out=0.0,
-)
-"""PAPER, Sec. 4.1: K = J = 3, alpha = 0.1, AdamW with amsgrad, batch 4, 30 epochs; every good image is
-used, so there is no threshold unless images are held out."""

@@ -90,3 +90,13 @@ def ema(images: Sequence[Array], start: Array, beta: float) -> Array:
             chosen.append(best)
         bank = (1 - beta) * bank + beta * patches[chosen]
     return bank
+
+
+def greedy_k_centre(points: Array, k: int, first: int) -> list[int]:
+    """Each next pick is the point farthest from its nearest pick; the lower row first among equals."""
+    picks = [first]
+    while len(picks) < k:
+        free = [row for row in range(len(points)) if row not in picks]
+        cover = [min(sq_distance(points[row], points[pick]) for pick in picks) for row in free]
+        picks.append(free[cover.index(max(cover))])
+    return picks

@@ -148,6 +148,7 @@ def test_a_test_split_of_broken_images_only(place: Workplace, tmp_path: Path) ->
         (("--bank-size", "1300"), "at most 1280 memories (5 images of 256 patches), got 1300"),
         (("--bank-size", "300", "--method", "ema"), "at most h*w = 256, got 300"),
         (("--bank-size", "300", "--method", "mean"), "at most h*w = 256, got 300"),
+        (("--bank-size", "1300", "--method", "coreset"), "at most 1280 memories"),
         (("--bank-size", "0"), "bank size to be 1 or more, got 0"),
         (("--gamma-d", "2"), "gamma_d to be a ratio in (0, 1], got 2.0"),
         (("--size", "100"), "a multiple of 16"),
@@ -167,10 +168,25 @@ def test_settings_that_cannot_be(fresh: Workplace, options: tuple[str, ...], say
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--bank-share", "0"), "share of the patches to be in (0, 1], got 0.0"),
+        (("--bank-share", "2"), "write 1/100 or 0.01 for one per cent"),
+        (("--bank-share", "1/2", "--method", "mean"), "at most h*w = 256, got 640"),
+        (("--bank-share", "1/1000"), "at most the bank's 1 memories, got 3"),
+    ],
+)
+def test_shares_that_cannot_be(fresh: Workplace, options: tuple[str, ...], says: str) -> None:
+    quick = QUICK[:-2]  # without --bank-size
+    assert says in cfa("build", "-c", "weave", *fresh.everything, *quick, *options).error_line
+    assert_nothing_written(fresh)
+
+
+@pytest.mark.parametrize(
     "ratio", ["1e400", "1e999999999", "1/0", "nan", "inf", "", "1/1000000000", "9" * 5000]
 )
 def test_a_ratio_that_cannot_be(fresh: Workplace, ratio: str) -> None:
-    for option in ("--gamma-d", "--gamma-c", "--held-out", "--false-alarm-rate"):
+    for option in ("--gamma-d", "--gamma-c", "--bank-share", "--held-out", "--false-alarm-rate"):
         assert cfa("build", "-c", "weave", *fresh.everything, *QUICK[:-2], option, ratio).code == 2, option
     assert_nothing_written(fresh)
 

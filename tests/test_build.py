@@ -11,8 +11,9 @@ from PIL import Image
 from cfa_index.backbones import load_backbone
 from cfa_index.bundle import ModelBundle, category_lock
 from cfa_index.errors import BankError, BundleError, DatasetError, SpecError
-from cfa_index.specs import BankSpec, FeatureSpec, ModelSpec, TrainSpec
+from cfa_index.specs import BankSpec, FeatureSpec, ModelSpec, ScoreSpec, TrainSpec
 from cfa_index.workflows.build import BuildReport, GoodImages, build
+from cfa_index.workflows.query import query
 from cfa_index.workflows.train import train
 
 CPU = torch.device("cpu")
@@ -73,6 +74,68 @@ def test_a_bank_too_large_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="at most 320 memories"):
         make(tmp_path, draw(tmp_path / "good", 5), bank=BankSpec(size=321), held_out=0.0)
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("bank", "match"),
+    [
+        (BankSpec(method="mean", size=None, share=0.5), r"at most h\*w = 64, got 160"),
+        (BankSpec(method="ema", size=None, share=0.5), r"at most h\*w = 64, got 160"),
+        (BankSpec(method="coreset", size=None, share=0.005), "at most the bank's 2 memories, got 3"),
+    ],
+)
+def test_a_share_that_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, bank: BankSpec, match: str
+) -> None:
+    with pytest.raises(SpecError, match=match):
+        make(tmp_path, draw(tmp_path / "good", 5), bank=bank, held_out=0.0)
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_full_bank_too_small_for_its_neighbours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="at most the bank's 64 memories, got 65"):
+        make(
+            tmp_path,
+            draw(tmp_path / "good", 1),
+            bank=BankSpec(method="full"),
+            score=ScoreSpec(neighbors=65),
+        )
+
+
+def test_a_letterbox_leaves_a_share_too_few_patches(tmp_path: Path) -> None:
+    """2 of 8 rows of patches show the image: 4 memories of 256 become 1 of 64."""
+    with pytest.raises(SpecError, match="at most the bank's 1 memories, got 3"):
+        make(
+            tmp_path,
+            draw(tmp_path / "good", 4, size=(160, 40)),
+            features=replace(FEATURES, geometry="letterbox"),
+            bank=BankSpec(method="random", size=None, share=1 / 64),
+            held_out=0.0,
+        )
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("method", ["coreset", "random", "full"])
+def test_a_bank_of_patches_trains_scores_and_explains(tmp_path: Path, method: str) -> None:
+    files = draw(tmp_path / "good", 5)
+    bank = BankSpec(method=method, size=None, share=0.1)  # type: ignore[arg-type]
+    report = make(tmp_path, files, bank=bank)
+    assert report.memories == (4 * 64 if method == "full" else 26)
+    trained = train(tmp_path / "models", "plate", TrainSpec(epochs=1), features_dir=tmp_path / "features")
+    assert trained.manifest.spec.bank == bank
+    bundle = ModelBundle.load(trained.path)
+    assert len(bundle.sources) == report.memories
+    (verdict,) = bundle.score([files[0]])
+    assert np.isfinite(verdict.score)
+    result = query(bundle, files[0], patches=2)
+    assert all(match.exemplar for patch in result.worst for match in patch.matches)
+
+
+def test_an_image_in_a_full_bank_is_at_no_distance(tmp_path: Path) -> None:
+    files = draw(tmp_path / "good", 3)
+    report = make(tmp_path, files, bank=BankSpec(method="full"), held_out=0.0)
+    score = ModelBundle.load(report.path).score([files[1]])[0].score
+    assert score == pytest.approx(0, abs=0.02)  # what float16 in the store leaves
 
 
 def test_no_images_at_all_is_one_line(tmp_path: Path) -> None:

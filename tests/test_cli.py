@@ -250,6 +250,16 @@ def test_ratios_are_fractions_or_decimals(tmp_path: Path) -> None:
         assert cfa(*build, "--gamma-d", word).code == 2
 
 
+def test_patchcore_s_bank_is_a_share_of_all_patches(tmp_path: Path) -> None:
+    place = made_up.workplace(tmp_path, train=5, test=1)
+    build = ("build", "-c", "weave", *place.everything, *QUICK[:-2], "--json", "-")
+    outcome = cfa(*build, "--method", "coreset", "--bank-share", "1/100")
+    assert outcome.document["memories"] == round(4 * 256 / 100)
+    assert outcome.document["spec"]["bank"]["method"] == "coreset"
+    assert "coreset: 1,024 patches held in " in outcome.err
+    assert cfa(*build, "--method", "full").document["memories"] == 4 * 256
+
+
 def test_weights_can_be_left_out_of_the_model_and_handed_over(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -423,6 +433,9 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> N
         ["build", "-c", "x", "--geometry", "round"],
         ["build", "-c", "x", "--no-such-option"],
         ["build", "-c", "x", "--bank-size", "8", "--gamma-c", "1/4"],
+        ["build", "-c", "x", "--bank-size", "8", "--bank-share", "1/4"],
+        ["build", "-c", "x", "--gamma-c", "1/2", "--bank-share", "1/4"],
+        ["build", "-c", "x", "--method", "full", "--bank-share", "1/4"],
         ["build", "-c", "x", "--strides", "8,x"],
         ["build"],
         ["build", "--normals", "good", "-c", "all"],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cfa_index.errors import SpecError
+from cfa_index.presets import preset
 from cfa_index.specs import (
     BankSpec,
     DescriptorSpec,
@@ -14,7 +15,6 @@ from cfa_index.specs import (
     ModelSpec,
     ScoreSpec,
     TrainSpec,
-    preset,
 )
 
 

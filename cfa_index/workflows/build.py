@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, PatchSources, faiss_version
+from cfa_index.bank import MemoryBank, faiss_version
 from cfa_index.bundle import (
     BACKBONE_FILE,
     DESCRIPTOR_FILE,
@@ -29,35 +28,22 @@ from cfa_index.bundle import (
     sources_table,
     write_generation,
 )
-from cfa_index.compress import (
-    PatchSample,
-    PatchStream,
-    ema_bank,
-    kmeans_bank,
-    mean_bank,
-    nearest_sources,
-    sample_patches,
-)
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
 from cfa_index.scorer import Scorer
-from cfa_index.specs import BankSpec, ModelSpec
+from cfa_index.specs import ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.calibrate import score_held_out, split_held_out, threshold_of
+from cfa_index.workflows.compression import compress_store
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
 from cfa_index.workflows.extract import (
-    READ_IMAGES,
     extract,
     inspected_cells,
-    iterate_pyramids,
     store_header,
     store_path,
 )
-
-_POINTS_PER_MEMORY = 8
-"""Fewest patches a memory that k-means sees, where there are as many: with one each it would only copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +114,8 @@ def build(
 
     Raises:
         DatasetError: no image can be read.
-        BankError: more memories are asked for than there are patches.
+        BankError: more memories are asked for than there are patches, or than a coreset can hold.
+        SpecError: the bank's share of the patches is too small for K, or too large for its method.
         StoreError, OutputError: see `extract`.
     """
     # Before any work: what cannot be made of all images cannot be made of the readable ones.
@@ -149,6 +136,7 @@ def build(
     _check_enough_patches(spec, len(fit_rows))
     phi_0 = _initialise(store, fit_rows, spec, listener)
     vectors, sources = compress_store(store, fit_rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
+    spec.check_memories(len(vectors))  # a letterbox's padding was counted before
     bank = MemoryBank(vectors, spec.index, device)
     scorer = Scorer(backbone, phi_0, bank, features=spec.features, score=spec.score)
     held_out = score_held_out(scorer, store, held_rows, listener)
@@ -197,82 +185,6 @@ def build(
     )
 
 
-def compress_store(
-    store: PatchStore,
-    rows: Sequence[int],
-    phi: PatchDescriptor,
-    spec: BankSpec,
-    *,
-    seed: int,
-    listener: Listener = ignore,
-) -> tuple[NDArray[np.float32], PatchSources]:
-    """The bank of some images under phi: vectors (M, D') and where each came from.
-
-    Raises:
-        BankError: more memories are asked for than there are patches.
-    """
-    height, width = store.header.grids[0]
-    memories = spec.memories(height * width)
-    stream = patch_stream(store, rows, phi)
-    with stage(listener, "sample", len(rows), "images") as advance:
-        sample = sample_patches(
-            stream,
-            images=len(rows),
-            per_image=height * width,
-            limit=max(spec.sample_patches, _POINTS_PER_MEMORY * memories),
-            seed=seed,
-            on_image=lambda: advance(1),
-        )
-    vectors = _compress(stream, sample, memories, len(rows), spec, seed, listener)
-    return vectors, nearest_sources(vectors, sample)
-
-
-def _compress(
-    stream: PatchStream,
-    sample: PatchSample,
-    memories: int,
-    images: int,
-    spec: BankSpec,
-    seed: int,
-    listener: Listener,
-) -> NDArray[np.float32]:
-    if spec.method == "kmeans":
-        with stage(listener, "k-means", spec.iterations, "iterations") as advance:
-            return kmeans_bank(
-                sample,
-                memories,
-                iterations=spec.iterations,
-                seed=seed,
-                on_iteration=lambda error: advance(1, sq_distance=error),
-            )
-    with stage(listener, "bank", images, "images") as advance:
-        if spec.method == "ema":
-            return ema_bank(
-                stream,
-                memories,
-                beta=spec.beta,
-                iterations=spec.iterations,
-                seed=seed,
-                on_image=lambda: advance(1),
-            )
-        return mean_bank(stream, memories, iterations=spec.iterations, seed=seed, on_image=lambda: advance(1))
-
-
-def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
-    """The adapted patches of some images, one image at a time, read in small batches; see `compress`."""
-    folded = phi.folded()
-
-    def stream() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
-        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
-            with torch.inference_mode():
-                patches = folded(levels).numpy()
-            for row, grid in zip(part, patches, strict=True):
-                cells = inspected_cells(store, row)
-                yield row, cells, grid if len(cells) == len(grid) else grid[cells]
-
-    return stream
-
-
 def timestamp() -> str:
     """Now, UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -305,9 +217,10 @@ def _initialise(
 
 
 def _check_enough_patches(spec: ModelSpec, images: int) -> None:
-    """A bank larger than all patches together cannot be made."""
+    """A bank larger than all patches together, or too small or large for the settings, cannot be made."""
     patches = images * spec.features.patches_per_image
-    memories = spec.bank.memories(spec.features.patches_per_image)
+    memories = spec.bank.memories(spec.features.patches_per_image, patches)
+    spec.check_memories(memories)
     if memories > patches:
         raise BankError(
             expected=f"a bank of at most {patches} memories ({images} images of {spec.features.patches_per_image} patches)",

@@ -49,6 +49,9 @@ class MethodName(StrEnum):
     EMA = "ema"
     MEAN = "mean"
     KMEANS = "kmeans"
+    CORESET = "coreset"
+    RANDOM = "random"
+    FULL = "full"
 
 
 class PatchScoreName(StrEnum):
@@ -248,17 +251,17 @@ def override(
     features: Mapping[str, Any],
     descriptor: Mapping[str, Any],
     bank: Mapping[str, Any],
-    use_gamma_c: bool,
     score: Mapping[str, Any],
     top: Mapping[str, Any],
 ) -> ModelSpec:
-    """A spec with the given values in place; None leaves a setting as it is.
+    """A spec with the given values in place; None leaves a setting as it is, but a ratio of the bank's
+    replaces its size.
 
     Raises:
         SpecError: a value is out of its range, or two contradict each other.
     """
     new_bank = replace(base.bank, **_given(bank))
-    if use_gamma_c:
+    if bank["size"] is None and (bank["gamma_c"] is not None or bank["share"] is not None):
         new_bank = replace(new_bank, size=None)
     return replace(
         base,

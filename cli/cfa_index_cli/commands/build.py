@@ -103,7 +103,12 @@ def build_command(
         o.MethodName | None,
         typer.Option(
             "--method",
-            help=o.with_default("How patches become memories.", _DEFAULTS.bank.method),
+            help=o.with_default(
+                "How patches become memories. kmeans: centres of a sample. coreset: PatchCore's, patches that "
+                "cover all others. random: drawn patches. full: every patch. ema, mean: averages by position, "
+                "as in the paper and in its code.",
+                _DEFAULTS.bank.method,
+            ),
             rich_help_panel=o.BANK,
         ),
     ] = None,
@@ -120,6 +125,14 @@ def build_command(
         typer.Option(
             "--gamma-c",
             help="Memories as a share of an image's patches, in place of --bank-size.",
+            rich_help_panel=o.BANK,
+        ),
+    ] = None,
+    bank_share: Annotated[
+        str | None,
+        typer.Option(
+            "--bank-share",
+            help="Memories as a share of all good patches, such as 1/100, in place of --bank-size.",
             rich_help_panel=o.BANK,
         ),
     ] = None,
@@ -197,14 +210,20 @@ def build_command(
         cfa-index build --normals good_parts/ --category bracket --backbone resnet18
 
         cfa-index build -c cable --preset paper --gamma-d 1/4 --gamma-c 1/4
+
+        cfa-index build -c cable --method coreset --bank-share 1/100
     """
     del config  # its callback has done the work
     if category is None and normals is None:
         raise typer.BadParameter("give --category NAME (or 'all'), or --normals DIR")
     if category == "all" and normals is not None:
         raise typer.BadParameter("give --normals DIR the name of one category, not 'all'")
-    if bank_size is not None and gamma_c is not None:
-        raise typer.BadParameter("give --bank-size or --gamma-c, not both")
+    sizes = {"--bank-size": bank_size, "--gamma-c": gamma_c, "--bank-share": bank_share}
+    sized_by = [name for name, value in sizes.items() if value is not None]
+    if len(sized_by) > 1:
+        raise typer.BadParameter(f"give {' or '.join(sized_by)}, not both")
+    if method is o.MethodName.FULL and sized_by:
+        raise typer.BadParameter(f"--method full keeps every patch: leave out {sized_by[0]}")
     from cfa_index import build, load_backbone, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
@@ -220,6 +239,7 @@ def build_command(
         method=method,
         bank_size=bank_size,
         gamma_c=gamma_c,
+        bank_share=bank_share,
         patch_score=patch_score,
         neighbors=neighbors,
         held_out=held_out,
@@ -274,6 +294,7 @@ def _spec(
     method: o.MethodName | None,
     bank_size: int | None,
     gamma_c: str | None,
+    bank_share: str | None,
     patch_score: o.PatchScoreName | None,
     neighbors: int | None,
     held_out: str | None,
@@ -297,8 +318,8 @@ def _spec(
             "method": method.value if method else None,
             "size": bank_size,
             "gamma_c": _ratio(gamma_c),
+            "share": _ratio(bank_share),
         },
-        use_gamma_c=gamma_c is not None,
         score={
             "patch_score": patch_score.value if patch_score else None,
             "neighbors": neighbors,

@@ -1,0 +1,27 @@
+"""Centres of k-means as memories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfa_index.bank import kmeans
+from cfa_index.compress.sample import PatchSample
+
+
+def kmeans_bank(
+    sample: PatchSample,
+    memories: int,
+    *,
+    iterations: int,
+    seed: int,
+    on_iteration: Callable[[float], None] | None = None,
+) -> NDArray[np.float32]:
+    """Centres of k-means over a sample of the whole store: (M, D') float32, any M up to the sample.
+
+    Raises:
+        BankError: more memories than sampled patches.
+    """
+    return kmeans(sample.features, memories, iterations=iterations, seed=seed, on_iteration=on_iteration)

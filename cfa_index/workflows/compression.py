@@ -1,0 +1,142 @@
+"""All patches of a store to a bank, by any method, and where each memory came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfa_index.bank import PatchSources
+from cfa_index.compress import (
+    PatchSample,
+    PatchStream,
+    coreset_bank,
+    ema_bank,
+    full_bank,
+    kmeans_bank,
+    mean_bank,
+    nearest_sources,
+    random_bank,
+    sample_patches,
+)
+from cfa_index.descriptor import PatchDescriptor
+from cfa_index.events import Listener, ignore, stage
+from cfa_index.specs import BankSpec
+from cfa_index.store import PatchStore
+from cfa_index.workflows.extract import READ_IMAGES, inspected_cells, iterate_pyramids
+
+_POINTS_PER_MEMORY = 8
+"""Fewest patches a memory that k-means sees, where there are as many: with one each it would only copy."""
+
+
+def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
+    """The adapted patches of some images, one image at a time, read in small batches; see `compress`."""
+    folded = phi.folded()
+
+    def stream() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
+        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
+            with torch.inference_mode():
+                patches = folded(levels).numpy()
+            for row, grid in zip(part, patches, strict=True):
+                cells = inspected_cells(store, row)
+                yield row, cells, grid if len(cells) == len(grid) else grid[cells]
+
+    return stream
+
+
+def compress_store(
+    store: PatchStore,
+    rows: Sequence[int],
+    phi: PatchDescriptor,
+    spec: BankSpec,
+    *,
+    seed: int,
+    listener: Listener = ignore,
+) -> tuple[NDArray[np.float32], PatchSources]:
+    """The bank of some images under phi: vectors (M, D') and where each came from.
+
+    The memories of `coreset`, `random` and `full` are patches, whose places are known; for those of the
+    other methods the nearest patch of a sample is found.
+
+    Raises:
+        BankError: more memories are asked for than there are patches, or the patches of a coreset do
+            not fit into memory.
+    """
+    height, width = store.header.grids[0]
+    total = sum(len(inspected_cells(store, row)) for row in rows)
+    memories = spec.memories(height * width, total)
+    stream = patch_stream(store, rows, phi)
+    if spec.method in ("coreset", "random", "full"):
+        bank = _choose(stream, memories, len(rows), total, spec, seed, listener)
+        return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
+    with stage(listener, "sample", len(rows), "images") as advance:
+        sample = sample_patches(
+            stream,
+            images=len(rows),
+            per_image=height * width,
+            limit=max(spec.sample_patches, _POINTS_PER_MEMORY * memories),
+            seed=seed,
+            on_image=lambda: advance(1),
+        )
+    vectors = _average(stream, sample, memories, len(rows), spec, seed, listener)
+    return vectors, nearest_sources(vectors, sample)
+
+
+def _choose(
+    stream: PatchStream,
+    memories: int,
+    images: int,
+    total: int,
+    spec: BankSpec,
+    seed: int,
+    listener: Listener,
+) -> PatchSample:
+    """Memories that are patches themselves."""
+    if spec.method == "coreset":
+        return coreset_bank(
+            stream,
+            memories,
+            images=images,
+            total=total,
+            eps=spec.coreset_eps,
+            seed=seed,
+            listener=listener,
+        )
+    with stage(listener, "bank", images, "images") as advance:
+        if spec.method == "random":
+            return random_bank(stream, memories, total=total, seed=seed, on_image=lambda: advance(1))
+        return full_bank(stream, total=total, on_image=lambda: advance(1))
+
+
+def _average(
+    stream: PatchStream,
+    sample: PatchSample,
+    memories: int,
+    images: int,
+    spec: BankSpec,
+    seed: int,
+    listener: Listener,
+) -> NDArray[np.float32]:
+    """Memories that are means of patches."""
+    if spec.method == "kmeans":
+        with stage(listener, "k-means", spec.iterations, "iterations") as advance:
+            return kmeans_bank(
+                sample,
+                memories,
+                iterations=spec.iterations,
+                seed=seed,
+                on_iteration=lambda error: advance(1, sq_distance=error),
+            )
+    with stage(listener, "bank", images, "images") as advance:
+        if spec.method == "ema":
+            return ema_bank(
+                stream,
+                memories,
+                beta=spec.beta,
+                iterations=spec.iterations,
+                seed=seed,
+                on_image=lambda: advance(1),
+            )
+        return mean_bank(stream, memories, iterations=spec.iterations, seed=seed, on_image=lambda: advance(1))
