@@ -109,6 +109,7 @@ from .maps import (
     to_source as to_source,
 )
 from .metrics import (
+    Interval as Interval,
     PixelMetrics as PixelMetrics,
     Threshold as Threshold,
     auroc as auroc,

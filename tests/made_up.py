@@ -81,6 +81,18 @@ def write_category(root: Path, name: str = "weave", *, train: int = 20, test: in
     return folder
 
 
+def write_scratches(root: Path, count: int, name: str = "weave") -> None:
+    """A second defect type of a category: test/scratch with its masks, thin and faint."""
+    folder = root / name
+    for number in range(count):
+        pixels, mask = texture(3000 + number), np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+        row = 12 + 12 * (number % 4)
+        pixels[row : row + 2, 8:50] = (60, 60, 60)
+        mask[row : row + 2, 8:50] = 255
+        write_image(folder / "test" / "scratch" / f"{number:03d}.png", pixels)
+        write_image(folder / "ground_truth" / "scratch" / f"{number:03d}_mask.png", mask)
+
+
 def write_huge(path: Path) -> Path:
     """A true PNG of 10,000 x 10,000 = 100 megapixels that takes 12 kB: one bit a pixel, all black."""
 

@@ -97,7 +97,7 @@ def test_documents_on_standard_output_and_in_a_file_are_the_same(place: Workplac
     assert (shown.code, written.code) == (0, 0)
     assert written.out == ""
     assert json.loads((tmp_path / "result.json").read_text()) == shown.document
-    assert shown.document["schema_version"] == 1
+    assert shown.document["schema_version"] == 2
     assert shown.document["aupro"] > 0.3
     assert RANDOM_WARNING in shown.err
     assert RANDOM_WARNING in written.err

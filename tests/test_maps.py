@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from cfa_index.errors import SpecError
-from cfa_index.maps import MapMaker, image_scores, smoothing_matrix, to_source
+from cfa_index.maps import MapMaker, fuse_maps, image_scores, smoothing_matrix, to_source
 
 WHOLE: dict[str, Any] = {"offset_x": 0.0, "offset_y": 0.0}
 
@@ -263,6 +263,40 @@ def test_bad_affines_are_refused(change: dict[str, float]) -> None:
         to_source(np.zeros((4, 4)), **affine)
     with pytest.raises(SpecError):
         to_source(np.zeros((1, 4, 4)), width=4, height=4, scale_x=1.0, scale_y=1.0, **WHOLE)
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 4),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    unseen=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_fused_maps_are_the_mean_of_those_that_looked(
+    count: int, shape: tuple[int, int], unseen: float, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    maps = draw.random((count, *shape), dtype=np.float32)
+    maps[draw.random(maps.shape) < unseen] = np.nan
+    given_maps = maps.copy()
+    fused = fuse_maps(iter(maps))
+    assert fused.dtype == np.float32
+    for row, column in np.ndindex(shape):
+        seen = [float(one) for one in maps[:, row, column] if not math.isnan(one)]
+        if seen:
+            assert fused[row, column] == pytest.approx(sum(seen) / len(seen), rel=1e-6)
+        else:
+            assert math.isnan(fused[row, column])
+    np.testing.assert_array_equal(maps, given_maps)
+
+
+def test_maps_of_different_images_are_not_fused() -> None:
+    with pytest.raises(SpecError, match=r"\(2, 3\), got \(3, 2\)"):
+        fuse_maps([np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32)])
+    with pytest.raises(SpecError, match="one map, got none"):
+        fuse_maps([])
+    with pytest.raises(SpecError):
+        fuse_maps([np.zeros(3, np.float32)])
 
 
 @pytest.mark.gpu

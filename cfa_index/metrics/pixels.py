@@ -129,11 +129,13 @@ class PixelMetrics:
         """
         scores = _inspected_scores(anomaly_map, mask, inspected)
         pixels, regions = _by_label(scores, mask)
+        counts = count_in_bins(pixels)
         if self._replicates is not None:
-            first, counts = count_in_bins(pixels)
-            used = np.flatnonzero(counts[:2].any(axis=0))
-            self._replicates.add(first + used, counts[:, used], self._images if number is None else number)
-        self._scores.add(pixels)
+            self._replicates.add(counts, self._images if number is None else number)
+        if isinstance(self._scores, ScoreList):
+            self._scores.add(pixels)
+        else:
+            self._scores.add(counts)
         self._images += 1
         self._pixels += scores.size
         self._regions += regions

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cfa_index.metrics.curves import Counts, Values
+from cfa_index.metrics.curves import Values
+from cfa_index.metrics.scores import BINS, BinCounts
 
 MAX_BINS = 2048
-"""With 400 replicates, float32 and three kinds of counts: 9.4 MiB, twice that while bins are added."""
+"""With 400 replicates, float32 and three kinds of counts: 9.4 MiB, three times that while bins are joined."""
 _COLUMNS_A_CHUNK = 32
 
 Keys = npt.NDArray[np.int64]
@@ -24,9 +25,9 @@ class Replicates:
     "Estimating uncertainty for massive data streams"). Since a draw depends on the image's number
     alone, the order of images and the way they were split over accumulators do not matter.
 
-    Bins are those of the keys it is given, an order-preserving integer, less their last `shift` bits.
-    Whenever more than `MAX_BINS` are in use the shift grows by one, which joins neighbours in pairs.
-    The final shift depends only on which keys came, not on their order.
+    Bins are those of `count_in_bins`, less the last `shift` bits of their number. Whenever more than
+    `MAX_BINS` of them are in use the shift grows by one, which joins neighbours in pairs: the final one
+    depends only on which bins were ever in use.
 
     Args:
         resamples: R, 1 or more.
@@ -37,51 +38,62 @@ class Replicates:
         self._resamples = resamples
         self._seed = seed
         self._shift = 0
-        self._keys: Keys = np.empty(0, dtype=np.int64)
-        # (normal, defective, region share; bins; every image once, then the replicates)
-        self._sums = np.zeros((3, 0, 1 + resamples), dtype=np.float32)
+        self._keys: Keys = np.empty(0, dtype=np.int64)  # of each row in use, in order of arrival
+        self._row_of_key = np.full(BINS, -1, dtype=np.int16)
+        # (normal, defective, region share; rows; every image once, then the replicates)
+        self._sums = np.zeros((3, MAX_BINS, 1 + resamples), dtype=np.float32)
 
-    def add(self, keys: Keys, counts: Counts, number: int) -> None:
-        """Add one image: distinct ascending keys (k,), counts (3, k) and its number in the test set."""
-        self._make_room(keys, 0)
+    def add(self, image: BinCounts, number: int) -> None:
+        """Add one image by its counts and its number in the test set."""
+        self._make_room(image.bins, 0)
         weights = np.ones(1 + self._resamples, dtype=np.float32)
         weights[1:] = np.random.default_rng((self._seed, number)).poisson(1.0, self._resamples)
-        coarse, starts = _runs(keys >> self._shift)
-        for sums, kind in zip(self._sums, np.add.reduceat(counts, starts, axis=1), strict=True):
+        keys, starts = _runs(image.bins >> self._shift)
+        rows = self._row_of_key[keys]
+        for sums, kind in zip(self._sums, np.add.reduceat(image.counts, starts, axis=1), strict=True):
             some = np.flatnonzero(kind)
-            sums[np.searchsorted(self._keys, coarse[some])] += kind[some, None].astype(np.float32) * weights
+            sums[rows[some]] += kind[some, None].astype(np.float32) * weights
 
     def merge(self, other: Replicates) -> None:
         """Add what `other` has seen; the two have the same seed and resamples."""
-        self._make_room(other._keys, other._shift)
-        coarse, starts = _runs(other._keys >> (self._shift - other._shift))
-        at = np.searchsorted(self._keys, coarse)
-        self._sums[:, at] += np.add.reduceat(other._sums, starts, axis=1)
+        order = np.argsort(other._keys)
+        self._make_room(other._keys[order], other._shift)
+        keys, starts = _runs(other._keys[order] >> (self._shift - other._shift))
+        self._sums[:, self._row_of_key[keys]] += np.add.reduceat(other._sums[:, order], starts, axis=1)
 
     def counts(self) -> Iterator[tuple[Values, Values, Values]]:
         """Running false alarms, hits and overlap, (columns, bins) each, a few columns at a time.
 
         The first column of all counts every image once.
         """
+        falling = np.argsort(self._keys)[::-1]
         for begin in range(0, 1 + self._resamples, _COLUMNS_A_CHUNK):
-            falling = self._sums[:, ::-1, begin : begin + _COLUMNS_A_CHUNK].transpose(0, 2, 1)
-            normal, defect, region = np.cumsum(falling, axis=-1, dtype=np.float64)
+            columns = self._sums[:, falling, begin : begin + _COLUMNS_A_CHUNK].transpose(0, 2, 1)
+            normal, defect, region = np.cumsum(columns, axis=-1, dtype=np.float64)
             yield normal, defect, region
 
-    def _make_room(self, keys: Keys, shift: int) -> None:
-        """See that there is a bin for each of these keys, which have lost `shift` bits already."""
-        new_shift = max(self._shift, shift)
-        old = self._keys >> (new_shift - self._shift)
-        union = np.union1d(old, keys >> (new_shift - shift))
-        while len(union) > MAX_BINS:
-            new_shift += 1
-            union = np.unique(union >> 1)
-        if new_shift == self._shift and len(union) == len(self._keys):
-            return
-        sums = np.zeros((3, len(union), 1 + self._resamples), dtype=np.float32)
-        coarse, starts = _runs(self._keys >> (new_shift - self._shift))
-        sums[:, np.searchsorted(union, coarse)] = np.add.reduceat(self._sums, starts, axis=1)
-        self._keys, self._sums, self._shift = union, sums, new_shift
+    def _make_room(self, ascending: Keys, shift: int) -> None:
+        """See that each of these keys, which have lost `shift` bits already, has a row."""
+        while True:
+            if self._shift >= shift:
+                keys, _ = _runs(ascending >> (self._shift - shift))
+                new = keys[self._row_of_key[keys] < 0]
+                if len(self._keys) + len(new) <= MAX_BINS:
+                    break
+            self._join_pairs()
+        self._row_of_key[new] = np.arange(len(self._keys), len(self._keys) + len(new))
+        self._keys = np.concatenate([self._keys, new])
+
+    def _join_pairs(self) -> None:
+        order = np.argsort(self._keys)
+        keys, starts = _runs(self._keys[order] >> 1)
+        joined = np.add.reduceat(self._sums[:, order], starts, axis=1)
+        self._sums = np.zeros_like(self._sums)
+        self._sums[:, : len(keys)] = joined
+        self._row_of_key[:] = -1
+        self._row_of_key[keys] = np.arange(len(keys))
+        self._keys = keys
+        self._shift += 1
 
 
 def _runs(ascending: Keys) -> tuple[Keys, npt.NDArray[np.intp]]:

@@ -40,20 +40,36 @@ class Running(NamedTuple):
     overlap: Values
 
 
-def count_in_bins(pixels: PixelScores) -> tuple[int, Values]:
-    """Counts of normal pixels, defective pixels and shares, (3, bins), from a first bin on.
+class BinCounts(NamedTuple):
+    """How much of an image lies in each bin that it uses.
+
+    Attributes:
+        bins: (k,) int64, distinct and rising.
+        counts: (3, k) float64, normal pixels, defective pixels and shares.
+    """
+
+    bins: npt.NDArray[np.int64]
+    counts: Values
+
+
+def count_in_bins(pixels: PixelScores) -> BinCounts:
+    """Count pixels, at least one.
 
     The bit pattern of a non-negative float32 grows with its value: its upper 20 bits are the bin.
     """
     normal, defect = _bins_of(pixels.normal), _bins_of(pixels.defect)
-    both = [bins for bins in (normal, defect) if len(bins)]
-    first, last = min(int(bins.min()) for bins in both), max(int(bins.max()) for bins in both)
-    counts = np.zeros((3, last - first + 1))
-    counts[0] = np.bincount(normal - first, minlength=counts.shape[1])
-    if len(defect):
-        counts[1] = np.bincount(defect - first, minlength=counts.shape[1])
-        counts[2] = np.bincount(defect - first, weights=pixels.shares, minlength=counts.shape[1])
-    return first, counts
+    first = min(int(bins.min()) for bins in (normal, defect) if len(bins))
+    last = max(int(bins.max()) for bins in (normal, defect) if len(bins))
+    normals = np.bincount(normal - first, minlength=last - first + 1)
+    if len(defect) == 0:
+        used = np.flatnonzero(normals)
+        counts = np.zeros((3, len(used)))
+        counts[0] = normals[used]
+        return BinCounts(first + used, counts)
+    defects = np.bincount(defect - first, minlength=len(normals))
+    shares = np.bincount(defect - first, weights=pixels.shares, minlength=len(normals))
+    used = np.flatnonzero(normals + defects)
+    return BinCounts(first + used, np.stack([normals[used], defects[used], shares[used]]))
 
 
 class ScoreBins:
@@ -62,10 +78,9 @@ class ScoreBins:
     def __init__(self) -> None:
         self._counts = np.zeros((3, BINS))  # whole numbers in float64 are exact up to 2^53
 
-    def add(self, pixels: PixelScores) -> None:
-        """Count some pixels."""
-        first, counts = count_in_bins(pixels)
-        self._counts[:, first : first + counts.shape[1]] += counts
+    def add(self, image: BinCounts) -> None:
+        """Add an image's counts."""
+        self._counts[:, image.bins] += image.counts
 
     def merge(self, other: ScoreBins) -> None:
         """Count what `other` has counted."""
@@ -101,7 +116,7 @@ class ScoreList:
         """The same in bins."""
         bins = ScoreBins()
         for part in self._parts:
-            bins.add(part)
+            bins.add(count_in_bins(part))
         return bins
 
     def running(self) -> Running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +15,7 @@ _PLOT_PX, _GAP_PX, _LEFT_PX = 620, 24, 70
 _HEADER_PX, _LEGEND_PX, _FOOTER_PX = 96, 100, 28
 _BAR_PX, _BAR_LABELS_PX = 16, 84
 _NOTE_SIZE_PX = 17
-_MEMORY_COLOUR = "#9aa0a6"
+_MEMORY_COLOUR, _MEMORY_SIZE, _MARKER_SIZE = "#b0b5bb", 4, 34
 _BRIGHTEST = 0.9
 """Of the heat colours: beyond it they fade into the white of the page."""
 
@@ -73,23 +74,28 @@ def feature_view(
     for left, cloud in zip(lefts, clouds, strict=True):
         page.write(left, 62, cloud.title, size_px=20)
         plot = page.axes(left, _HEADER_PX, _PLOT_PX, _PLOT_PX)
-        plot.scatter(*plane(memories).T, s=8, c=_MEMORY_COLOUR, linewidths=0)
         colours = heat_colours(_BRIGHTEST * (cloud.scores - low) / (high - low)) / 255
-        for marker, which in (("o", ~defective), ("^", defective)):
+        x, y = plane(memories).T
+        # Between the patches that they lie among and those that should lie far from them.
+        plot.scatter(x, y, s=_MEMORY_SIZE, c=_MEMORY_COLOUR, linewidths=0, zorder=2)
+        for marker, which, height in (("o", ~defective, 1), ("^", defective, 3)):
+            x, y = plane(cloud.patches[which]).T
             plot.scatter(
-                *plane(cloud.patches[which]).T,
-                s=34,
+                x,
+                y,
+                s=_MARKER_SIZE,
                 c=colours[which],
                 marker=marker,
                 edgecolors="white",
                 linewidths=0.4,
+                zorder=height,
             )
         plot.set_xlim(*plane.limits[0])
         plot.set_ylim(*plane.limits[1])
         plain_axes(plot)
         if left != lefts[0]:
             plot.set_yticklabels([])
-    page.bar(lefts[-1] + _PLOT_PX + 12, _HEADER_PX, _BAR_PX, _PLOT_PX, (low, high), None, _BRIGHTEST)
+    page.bar(lefts[-1] + _PLOT_PX + 12, _HEADER_PX, _BAR_PX, _PLOT_PX, (low, high), brightest=_BRIGHTEST)
     first, second = (f"{100 * share:.0f}%" for share in plane.shares)
     page.write(
         lefts[0],
@@ -124,7 +130,9 @@ class _Plane:
         self._mean = points.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov(points, rowvar=False).reshape(points.shape[1], -1))
         found = vectors[:, ::-1][:, :2]
-        found = found * np.sign(found[np.abs(found).argmax(axis=0), range(found.shape[1])])  # one sign, always
+        found = found * np.sign(
+            found[np.abs(found).argmax(axis=0), range(found.shape[1])]
+        )  # one sign, always
         self._axes = np.zeros((points.shape[1], 2))  # a descriptor of one dimension has no second axis
         self._axes[:, : found.shape[1]] = found
         variances = np.clip(np.append(values[::-1], 0.0), 0, None)
@@ -135,4 +143,5 @@ class _Plane:
         self.limits = list(zip((lowest - room).tolist(), (highest + room).tolist(), strict=True))
 
     def __call__(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
-        return (points - self._mean) @ self._axes
+        places: NDArray[np.float64] = (points - self._mean) @ self._axes
+        return places

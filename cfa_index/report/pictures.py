@@ -52,7 +52,7 @@ def overlay(
         offset_y=frame.offset_y,
     )
     seen = np.isfinite(heat)
-    mixed = heat_over(base, heat, *_scale(heat[seen], threshold))
+    mixed = heat_over(base, heat, *heat_limits(heat[seen], threshold))
     if threshold is not None:
         mixed[outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
     return Image.fromarray(mixed)
@@ -79,7 +79,8 @@ def heat_over(
     return mixed.round().astype(np.uint8)
 
 
-def _scale(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+def heat_limits(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
+    """Where the colours of a map begin and are full, see `overlay`; its inspected values in any shape."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if threshold is not None and threshold > 0:
         return 0.5 * threshold, max(1.5 * threshold, high)

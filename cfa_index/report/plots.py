@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,19 @@ class Page:
     def axes(self, left: int, top: int, width: int, height: int) -> Axes:
         """A place to plot in."""
         page_width, page_height = self._size_px
-        place = (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
+        place = (
+            left / page_width,
+            1 - (top + height) / page_height,
+            width / page_width,
+            height / page_height,
+        )
         return self._figure.add_axes(place)
 
-    def picture(self, left: int, top: int, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
-        """An image (h, w, 3) stretched over a place."""
+    def picture(self, left: int, top: int, pixels: NDArray[np.uint8]) -> None:
+        """An image (h, w, 3), a pixel for a pixel."""
+        height, width = pixels.shape[:2]
         axes = self.axes(left, top, width, height)
-        axes.imshow(pixels, aspect="auto")
+        axes.imshow(pixels, aspect="auto", interpolation="nearest")
         axes.set_axis_off()
 
     def write(
@@ -85,19 +92,24 @@ class Page:
         width: int,
         height: int,
         limits: tuple[float, float],
-        mark: float | None = None,
+        *,
+        marks: Sequence[tuple[float, str]] = (),
         brightest: float = 1.0,
     ) -> None:
-        """An upright bar of the heat colours, up to `brightest` of 1, labelled at its right with `limits`."""
+        """An upright bar of the heat colours, up to `brightest` of 1, from `limits[0]` to `limits[1]`.
+
+        Labelled at its right; a mark is a line at a value, in a colour.
+        """
         axes = self.axes(left, top, width, height)
         ramp = heat_colours(np.linspace(0, brightest, 256))[:, None]
         axes.imshow(ramp, aspect="auto", origin="lower", extent=(0, 1, *limits))
         axes.set_xticks([])
         plain_axes(axes)
         axes.yaxis.tick_right()
-        if mark is not None:
-            axes.axhline(mark, color="white", linewidth=2.5)
-            axes.axhline(mark, color=INK, linewidth=1)
+        for value, colour in marks:
+            if limits[0] <= value <= limits[1]:
+                axes.axhline(value, color="white", linewidth=4)
+                axes.axhline(value, color=colour, linewidth=2)
 
     def save(self, path: Path, credit: str = "") -> None:
         """Write a PNG whole, its folder too; a credit becomes its text chunk `Copyright`. Raises OutputError."""

@@ -40,7 +40,7 @@ def kept_epochs(folder: Path, identity: Mapping[str, str], epochs: int) -> dict[
     Raises:
         StoreError: one of them was removed or changed since it was written.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for epoch in range(1, epochs + 1):
         tensors = _read(folder, identity, epoch)
         if not tensors:

@@ -53,9 +53,7 @@ def draw_features(
     scores: list[list[NDArray[np.float32]]] = [[] for _ in phis]
     defective: list[bool] = []
     rng = np.random.default_rng(0)
-    batches = load_batches(
-        [image.path for image in shown], spec.features, batch_size=_BATCH, threads=threads
-    )
+    batches = load_batches([image.path for image in shown], spec.features, batch_size=_BATCH, threads=threads)
     for batch in batches:
         if batch.errors:
             raise batch.errors[0][1]
@@ -69,9 +67,7 @@ def draw_features(
         inside = valid_mask(batch.frames, spec.features.grid).flatten(1).numpy()
         for slot, position in enumerate(batch.positions):
             image = shown[position]
-            cells = _cells(
-                image, batch.frames[slot], spec.features.grid, grids[-1][slot], inside[slot], rng
-            )
+            cells = _cells(image, batch.frames[slot], spec.features.grid, grids[-1][slot], inside[slot], rng)
             defective += [image.is_defect] * len(cells)
             for number in range(len(phis)):
                 patches[number].append(features[number][slot][cells])
@@ -86,7 +82,8 @@ def draw_features(
         ],
         np.asarray(vectors[:: -(-len(vectors) // _MEMORIES)]),
         np.array(defective),
-        title=f"{bundle.manifest.category}, generation {bundle.manifest.generation}: patches and memories",
+        title=f"{bundle.manifest.category}, generation {bundle.manifest.generation} ({spec.features.geometry}): "
+        "patches and memories",
         defective_means="patches in masks" if masked else "patches of highest score in defect images",
         footer=credit,
     ).save(file, credit)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.errors import ImageError, OutputError
+from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, writing
 from cfa_index.images import TestImage, decode
@@ -23,7 +23,6 @@ from cfa_index.workflows.feature_sample import draw_features
 from cfa_index.workflows.labelled import mask_of
 
 _PANEL = re.compile(r"(miss|hit)_[0-9]{2,}_.*\.png")
-_LEAST_SEGMENT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +42,8 @@ def prepare_figures(folder: Path) -> None:
     require_matplotlib()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise OutputError(
-            expected=f"to write figures into {folder}", got="a folder that refuses", remedy="give another one"
-        )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def draw_figures(
@@ -154,19 +151,19 @@ def _picture(
     image: TestImage, row: TestRow, found: FusedMap, evaluation: Evaluation, cut: _Cut
 ) -> VerdictPicture:
     pixel = evaluation.whole.pixel
-    segment = (pixel.f1.threshold, "best F1 over all pixels") if pixel and pixel.f1 else (cut.value, cut.said)
-    has_mask = image.mask is not None
+    segment = _Cut(value=pixel.f1.threshold, said="best F1 over all pixels") if pixel and pixel.f1 else cut
     return VerdictPicture(
         image=decode(image.path),
         anomaly_map=found.in_source,
-        mask=mask_of(image, found.in_source.shape) if has_mask else None,
+        mask=mask_of(image, found.in_source.shape) if image.mask else None,
         defect=printable(row.defect),
         name=row.uri,
         score=row.score,
         outcome=_outcome(row, cut),
         threshold=cut.value,
-        segment_from=max(segment[0], _LEAST_SEGMENT),
-        segment_by=segment[1],
+        threshold_by=cut.said,
+        segment_from=segment.value,
+        segment_by=segment.said,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cfa_index import Evaluation, Interval, PublishedEvaluation, SplitMetrics
 from cfa_index_cli.console import Session, percent
 
-_IMAGE_HEADER = ("", "images", "image AUROC", "AP", "best F1", "at score", "detected", "false alarms")
+_IMAGE_HEADER = ("", "image AUROC", "AP", "best F1", "at score", "found", "false alarms")
 _PIXEL_HEADER = ("", "pixel AUROC", "AP", "AUPRO", "best F1", "at value")
 _PUBLISHED_HEADER = ("", "image AUROC", "AP", "best F1", "pixel AUROC", "AP", "AUPRO", "best F1")
 _PUBLISHED_ORDER = (
@@ -49,8 +49,7 @@ def _show_images(
             threshold = metrics.image.f1_threshold
             rows.append(
                 [
-                    name,
-                    f"{metrics.images_good} + {metrics.images_defect}",
+                    f"{name}\n  {metrics.images_good} + {metrics.images_defect}",
                     *map(_cell, (metrics.image.auroc, metrics.image.average_precision, metrics.image.f1)),
                     f"{threshold.value:.4g}" if threshold else "-",
                     percent(metrics.detection_rate),
@@ -58,10 +57,10 @@ def _show_images(
                 ]
             )
     if mean:
-        rows.append(_mean_row(len(results), mean, ["", "image_auroc", "image_average_precision", "image_f1"]))
+        rows.append(_mean_row(len(results), mean, ["image_auroc", "image_average_precision", "image_f1"]))
         rows[-1] += [""] * (len(_IMAGE_HEADER) - len(rows[-1]))
     out.table(
-        "test split, raw scores, last epoch; good + defect images, each number over its 95% interval",
+        "test split, raw scores, last epoch; good + defect images, 95% intervals",
         _IMAGE_HEADER,
         rows,
     )
@@ -114,8 +113,8 @@ def _splits(result: Evaluation) -> list[tuple[str, SplitMetrics]]:
 def _cell(interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    return f"{percent(interval.value)}\n{100 * interval.low:.1f} .. {100 * interval.high:.1f}"
+    return f"{percent(interval.value)}\n{100 * interval.low:.3g}–{100 * interval.high:.3g}"
 
 
 def _mean_row(count: int, mean: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
-    return [f"mean of {count}", *(percent(mean[name]) if name else "" for name in names)]
+    return [f"mean of {count}", *(percent(mean[name]) for name in names)]
