@@ -2,24 +2,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import reference
 import torch
-from hypothesis import given, settings, strategies as st
 
-from cfa_index.bank import MemoryBank
 from cfa_index.hypersphere import (
     HypersphereLoss,
     attraction_loss,
     certainty_scores,
     nearest_distances,
-    neighbor_sq_distances,
     repulsion_loss,
 )
-from cfa_index.specs import IndexSpec
-
-CPU = torch.device("cpu")
 
 
 def test_losses_by_hand_with_k_other_than_j() -> None:
@@ -72,48 +64,3 @@ def test_certainty_scores_stay_finite_at_the_extremes() -> None:
     assert torch.isfinite(far).all()
     assert far[0].item() == pytest.approx(1e6 / 3)
     assert far[1].item() == 0
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    attract=st.integers(1, 4),
-    repel=st.integers(0, 4),
-    radius=st.sampled_from([1e-5, 0.5, 2.0, 10.0]),
-    duplicates=st.booleans(),
-)
-def test_losses_and_gradients_agree_with_plain_loops(
-    seed: int, attract: int, repel: int, radius: float, duplicates: bool
-) -> None:
-    rng = np.random.default_rng(seed)
-    bank = rng.normal(size=(9, 5)).astype(np.float32)
-    if duplicates:
-        bank[4] = bank[1]
-    patches = rng.normal(size=(7, 5)).astype(np.float32)
-    expected = reference.losses(
-        patches.astype(float), bank.astype(float), attract=attract, repel=repel, radius=radius, margin=0.1
-    )
-    gradient, by_radius = reference.loss_gradients(
-        patches.astype(float), bank.astype(float), attract=attract, repel=repel, radius=radius, margin=0.1
-    )
-
-    phi = torch.tensor(patches, requires_grad=True)
-    memory = MemoryBank(bank, IndexSpec(), CPU)
-    found = memory.search(phi.detach(), attract + repel)
-    loss = HypersphereLoss(attract=attract, repel=repel, margin=0.1, radius=radius)
-    terms = loss(neighbor_sq_distances(phi, memory.tensor, found.ids, found.sq_distances))
-    torch.autograd.backward([terms.total])
-
-    assert terms.attraction.item() == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
-    assert terms.repulsion.item() == pytest.approx(expected[1], rel=1e-5, abs=1e-5)
-    assert phi.grad is not None
-    assert loss.radius.grad is not None
-    np.testing.assert_allclose(phi.grad.numpy(), gradient, rtol=1e-4, atol=1e-5)
-    assert loss.radius.grad.item() == pytest.approx(by_radius, rel=1e-5, abs=1e-6)
-
-
-@given(st.lists(st.lists(st.floats(0, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_certainty_scores_agree_with_plain_loops(distances: list[list[float]]) -> None:
-    scores = certainty_scores(torch.tensor(distances).square())
-    expected = [reference.certainty_score(row) for row in distances]
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-5)

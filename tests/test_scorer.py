@@ -49,6 +49,8 @@ def pixels(count: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("patch_score", ["certainty", "nearest"])
 def test_the_whole_way_agrees_with_plain_arithmetic(patch_score: PatchScore) -> None:
     scorer, backbone, phi = make(patch_score=patch_score)
+    # Distances are near 100 here: what float32 rounds off them is an exponent in Eq. 5.
+    rel = 1e-4 if patch_score == "certainty" else 1e-5
     batch = pixels(2)
     got = scorer.score_pixels(batch, frames(2))
     full = patches(backbone.pyramid(batch)).numpy().astype(float)
@@ -65,11 +67,11 @@ def test_the_whole_way_agrees_with_plain_arithmetic(patch_score: PatchScore) -> 
             grid[cell] = (
                 reference.certainty_score(distances) if patch_score == "certainty" else min(distances)
             )
-        np.testing.assert_allclose(got.patch_scores[number].numpy().ravel(), grid, rtol=1e-3)
+        np.testing.assert_allclose(got.patch_scores[number].numpy().ravel(), grid, rtol=rel)
         upsampled = reference.bilinear(grid.reshape(1, 8, 8), 64, 64)[0]
         expected = ndimage.gaussian_filter(upsampled, 2.0)
-        np.testing.assert_allclose(got.maps[number].numpy(), expected, rtol=1e-3)
-        assert got.scores[number].item() == pytest.approx(expected.max(), rel=1e-3)
+        np.testing.assert_allclose(got.maps[number].numpy(), expected, rtol=rel)
+        assert got.scores[number].item() == pytest.approx(expected.max(), rel=rel)
 
 
 def test_a_score_does_not_depend_on_its_batch() -> None:
