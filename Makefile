@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cfa-index needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,test,check]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[demo,lite,timm,test,check]'
 	touch $@
 
 demo: $(VENV)/.installed

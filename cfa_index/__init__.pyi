@@ -3,9 +3,14 @@
 from .backbones import (
     BACKBONES as BACKBONES,
     Backbone as Backbone,
+    BackboneEntry as BackboneEntry,
+    BackboneFacts as BackboneFacts,
     WeightsOrigin as WeightsOrigin,
+    backbone_entry as backbone_entry,
+    backbone_facts as backbone_facts,
     backbone_names as backbone_names,
     load_backbone as load_backbone,
+    timm_offer as timm_offer,
 )
 from .bank import (
     MemoryBank as MemoryBank,

