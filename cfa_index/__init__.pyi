@@ -114,13 +114,21 @@ from .maps import (
     to_source as to_source,
 )
 from .metrics import (
+    BinningError as BinningError,
+    F1Result as F1Result,
+    ImageMetrics as ImageMetrics,
     Interval as Interval,
+    PixelIntervals as PixelIntervals,
     PixelMetrics as PixelMetrics,
+    PixelMetricsByType as PixelMetricsByType,
     Threshold as Threshold,
     auroc as auroc,
     auroc_interval as auroc_interval,
+    average_precision as average_precision,
     conformal_threshold as conformal_threshold,
     f1_threshold as f1_threshold,
+    image_metrics as image_metrics,
+    image_metrics_by_type as image_metrics_by_type,
     paired_auroc_difference as paired_auroc_difference,
 )
 from .moments import (

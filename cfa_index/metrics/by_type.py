@@ -21,8 +21,8 @@ class PixelMetricsByType:
         by_type.whole().aupro()         # the category
 
     The kept scores of all types together stay within `exact_pixels`, and merging shares them. In bins a
-    type costs at most 43 MiB (24 of bins, of which only those in use touch memory, and 19 while the
-    bootstrap grows); what `of` and `whole` return costs as much again while it lives.
+    type costs at most 35 MiB (24 of bins and 11 of bootstrap); what `of` and `whole` return costs as
+    much again while it lives.
 
     Args:
         good: the name of the good images.

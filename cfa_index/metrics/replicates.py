@@ -11,7 +11,7 @@ from cfa_index.metrics.curves import Values
 from cfa_index.metrics.scores import BINS, BinCounts
 
 MAX_BINS = 2048
-"""With 400 replicates, float32 and three kinds of counts: 9.4 MiB, three times that while bins are joined."""
+"""With 400 replicates, float32 and three kinds of counts: 9.4 MiB, four times that while bins are joined."""
 _COLUMNS_A_CHUNK = 32
 
 Keys = npt.NDArray[np.int64]

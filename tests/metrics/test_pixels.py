@@ -281,6 +281,13 @@ def test_bad_maps_are_refused(anomaly_map: Any, mask: Any, inspected: Any) -> No
     assert (pixels.images, pixels.pixels, pixels.regions) == (0, 0, 0)
 
 
+def test_a_negative_number_is_refused() -> None:
+    pixels = PixelMetrics()
+    with pytest.raises(SpecError, match="number"):
+        pixels.update(np.ones((2, 2), dtype=np.float32), np.eye(2, dtype=bool), number=-1)
+    assert pixels.images == 0
+
+
 @pytest.mark.parametrize("max_fpr", [0.0, -0.1, 1.1, math.nan])
 def test_bad_limits_are_refused(max_fpr: float) -> None:
     for method in (PixelMetrics().aupro, PixelMetrics().binning_error):

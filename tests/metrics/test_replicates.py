@@ -56,14 +56,14 @@ def test_intervals_are_those_of_an_ordinary_bootstrap() -> None:
     maps, masks = made_up(np.random.default_rng(0), 45)
     drawn = ordinary(maps, masks, 400)
     for exact_pixels in (0, 10**6):
-        intervals = measured(maps, masks, exact_pixels=exact_pixels, resamples=2000).intervals()
+        intervals = measured(maps, masks, exact_pixels=exact_pixels, resamples=2000).intervals(level=0.8)
         mine = (intervals.auroc, intervals.aupro, intervals.average_precision)
         for interval, values in zip(mine, drawn, strict=True):
             assert interval is not None
-            low, high = np.quantile(values, [0.025, 0.975])
+            low, high = np.quantile(values, [0.1, 0.9])  # of 400 draws, less noisy than the far tails
             assert interval.high - interval.low == pytest.approx(high - low, rel=0.15)
-            assert interval.low == pytest.approx(low, abs=0.35 * values.std())
-            assert interval.high == pytest.approx(high, abs=0.35 * values.std())
+            assert interval.low == pytest.approx(low, abs=0.25 * values.std())
+            assert interval.high == pytest.approx(high, abs=0.25 * values.std())
             assert interval.low < interval.value < interval.high
 
 
