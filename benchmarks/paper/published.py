@@ -1,7 +1,7 @@
 """The published numbers, as printed: arXiv 2206.04325, and the README of the code that came with it.
 
 All values are percent. Of the systems in `COPIED` the paper itself copied the numbers from elsewhere; they
-are printed, never run. `MISPRINTS` says where a printed number cannot be right; it is kept as printed.
+are printed, never run. Table 1 states formulas: `benchmarks.complexity` has them beside its measurements. `MISPRINTS` says where a printed number cannot be right; it is kept as printed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,6 @@ COPIED = frozenset(
     {"SPADE", "Patch SVDD", "PaDiM", "CutPaste", "CFLOW", "PatchCore", "DFR", "VAE (ResNet18)"}
     | {"SPADE (WRN50-2)", "PaDiM (WRN50-2)"}
 )
-
-TABLE_1: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "SPADE": ("O(\\|X\\| H W D)", "\\|X\\| x H x W x D"),
-        "PaDiM": ("O(\\|X\\| H W D^2)", "H x W x D^2"),
-        "PatchCore": ("O(\\|X\\| H W D')", "\\|X\\| x g(H x W) x D'"),
-        "CFA": ("O(H W D')", "g(H x W x D)"),
-    }
-)
-"""By system: complexity of modelling, and size of the bank. The bars are escaped for Markdown."""
 
 _TABLE_2_SYSTEMS = ("SPADE", "Patch SVDD", "PaDiM", "CutPaste", "CFLOW", "PatchCore", "CFA", "CFA++")
 TABLE_2: Mapping[tuple[str, str], Mapping[str, float]] = MappingProxyType(
