@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -86,37 +87,29 @@ def project_patches(
 ) -> Tensor:
     """All patches under a sparse random projection: float16 (total, min(d, D')).
 
-    d is scikit-learn's bound for `total` points at `eps`; where it is not below D', nothing is projected.
-    The mean of the first image is taken off, which moves no distance and keeps digits.
+    Where d is not below D', nothing is projected. The mean of the first image is taken off, which moves
+    no distance and keeps digits.
 
     Raises:
         BankError: see `coreset_bank`; or a feature is beyond float16.
     """
-    # scikit-learn takes a while to import, and only this bank needs it.
-    from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
-
-    width = max(1, int(johnson_lindenstrauss_min_dim(total, eps=eps)))
-    projection: SparseRandomProjection | None = None
     points: Tensor | None = None
-    shift: NDArray[np.float32] = np.zeros(1, np.float32)
     count = 0
     for _, _, patches in stream():
         if points is None:
             full_width = patches.shape[1]
-            needed = total * min(width, full_width) * 2
-            if needed > held_bytes:
+            width = min(projected_width(total, eps), full_width)
+            if total * width * 2 > held_bytes:
                 raise BankError(
-                    expected=f"the patches in {min(width, full_width)} dimensions to fit in {held_bytes >> 20:,} MiB",
-                    got=f"{total:,} of them, {needed >> 20:,} MiB",
+                    expected=f"the patches in {width} dimensions to fit in {held_bytes >> 20:,} MiB",
+                    got=f"{total:,} of them, {total * width * 2 >> 20:,} MiB",
                     remedy="use --method kmeans, fewer images, a smaller --gamma-d or coarser --strides",
                 )
-            if width < full_width:
-                projection = SparseRandomProjection(width, random_state=seed)
-                projection.fit(np.empty((1, full_width), np.float32))
-            points = torch.empty((total, min(width, full_width)), dtype=torch.float16)
+            points = torch.empty((total, width), dtype=torch.float16)
             shift = patches.mean(axis=0)
+            projection = sparse_projection(full_width, width, seed) if width < full_width else None
         moved = patches - shift
-        held = torch.from_numpy(moved if projection is None else projection.transform(moved)).half()
+        held = torch.from_numpy(moved if projection is None else moved @ projection).half()
         if not held.isfinite().all():
             raise BankError(
                 expected="features within float16's range",
@@ -133,3 +126,23 @@ def project_patches(
     if count < total:
         raise miscounted(total, str(count))
     return points
+
+
+def projected_width(count: int, eps: float) -> int:
+    """d: dimensions that keep all squared distances of `count` points within 1 +- eps.
+
+    Johnson and Lindenstrauss's lemma as Dasgupta and Gupta (2003) bound it, the bound that PatchCore takes.
+    """
+    return max(1, int(4 * math.log(count) / (eps**2 / 2 - eps**3 / 3)))
+
+
+def sparse_projection(width: int, projected: int, seed: int) -> NDArray[np.float32]:
+    """(D', d) with entries -s, 0, s, a share 1/sqrt(D') of them not 0 (Li, Hastie and Church 2006).
+
+    s = (share * d)^-1/2, so that a projected vector has its squared length in the mean.
+    """
+    share = width**-0.5
+    signs = np.random.default_rng(seed).choice(
+        [-1, 0, 1], size=(width, projected), p=[share / 2, 1 - share, share / 2]
+    )
+    return (signs / math.sqrt(share * projected)).astype(np.float32)

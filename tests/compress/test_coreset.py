@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 import reference
+from hypothesis import given, strategies as st
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from streams import random_images, stream_of
 
 from cfa_index.compress import coreset_bank
-from cfa_index.compress.coreset import project_patches
+from cfa_index.compress.coreset import project_patches, projected_width, sparse_projection
 from cfa_index.errors import BankError
 from cfa_index.events import Event, Notice, StageStarted, ignore
 
@@ -36,6 +37,21 @@ def test_a_projection_keeps_distances_as_far_as_johnson_and_lindenstrauss_say() 
     assert (0.1 * before < after).all()
     assert (after < 1.9 * before).all()
     assert after.mean() == pytest.approx(before.mean(), rel=0.1)
+
+
+@given(st.integers(1, 10**8), st.floats(0.05, 0.95))
+def test_the_projected_width_is_scikit_learn_s(count: int, eps: float) -> None:
+    assert projected_width(count, eps) == max(1, johnson_lindenstrauss_min_dim(count, eps=eps))
+
+
+def test_a_projection_is_sparse_seeded_and_keeps_lengths_in_the_mean() -> None:
+    matrix = sparse_projection(1600, 300, seed=0)
+    assert (matrix.shape, matrix.dtype.name) == ((1600, 300), "float32")
+    assert np.count_nonzero(matrix) / matrix.size == pytest.approx(1 / 40, rel=0.05)
+    assert np.unique(np.abs(matrix)) == pytest.approx([0, (40 / 300) ** 0.5])
+    assert (matrix.astype(float) ** 2).sum(axis=1).mean() == pytest.approx(1, rel=0.02)
+    np.testing.assert_array_equal(matrix, sparse_projection(1600, 300, seed=0))
+    assert not np.array_equal(matrix, sparse_projection(1600, 300, seed=1))
 
 
 def test_a_common_offset_costs_no_digits() -> None:

@@ -67,7 +67,8 @@ def test_a_bank_is_finite_near_the_data_and_knows_its_sources(store: PatchStore,
     patches = all_patches(store)
     every = np.stack(list(patches.values()))
     memories = len(every) if method == "full" else 9
-    assert (vectors.shape, vectors.dtype) == ((memories, 6), np.float32)
+    assert vectors.shape == (memories, 6)
+    assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
     # Each memory is a patch, or a mean of patches: within their range in every dimension.
     assert (vectors >= every.min(axis=0) - 1e-6).all()
