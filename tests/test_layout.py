@@ -58,7 +58,9 @@ def test_every_module_has_a_floor() -> None:
     assert modules - {"py.typed"} == set(floors())
 
 
-@pytest.mark.parametrize(("library", "home"), [("zarr", "store"), ("faiss", "bank"), ("matplotlib", "report")])
+@pytest.mark.parametrize(
+    ("library", "home"), [("zarr", "store"), ("faiss", "bank"), ("matplotlib", "report")]
+)
 def test_a_library_has_one_home(library: str, home: str) -> None:
     users = {
         file.relative_to(PACKAGE).parts[0]

@@ -117,7 +117,7 @@ def verdict_panel(picture: VerdictPicture, *, footer: str = "") -> Page:
 
 def _headline(picture: VerdictPicture) -> str:
     defect = "" if picture.defect == "good" else f": {picture.defect[:_LONGEST_DEFECT]}"
-    return f"{picture.outcome}{defect}, score {picture.score:.4g}, threshold {picture.threshold:.4g} ({picture.threshold_by})"
+    return f"{picture.outcome}{defect}, score {picture.score:.4g} against {picture.threshold:.4g}, {picture.threshold_by}"
 
 
 def _colour(outcome: Outcome) -> str:
