@@ -11,24 +11,25 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from cfa_index import faiss_version
-
 
 def describe(seed: int, **settings: object) -> str:
     """Machine, versions, seed and settings in a few lines."""
     import torch
 
+    from cfa_index import faiss_version
+
     libraries = ", ".join(f"{name} {version(name)}" for name in ("cfa-index", "torch", "numpy", "zarr"))
     given = ", ".join(f"{name} {value}" for name, value in settings.items())
     return (
-        f"machine: {_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"machine: {cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{platform.system()} {platform.machine()}\n"
         f"versions: Python {platform.python_version()}, {libraries}, faiss {faiss_version()}\n"
         f"seed {seed}; {given}"
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """As the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

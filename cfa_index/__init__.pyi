@@ -20,6 +20,7 @@ from .bank import (
     kmeans as kmeans,
     set_threads as set_threads,
 )
+from .baseline import RunningBaseline as RunningBaseline
 from .bundle import (
     ImageScore as ImageScore,
     Manifest as Manifest,
@@ -37,6 +38,7 @@ from .compress import (
     full_bank as full_bank,
     gather_patches as gather_patches,
     greedy_k_centre as greedy_k_centre,
+    hybrid_bank as hybrid_bank,
     kmeans_bank as kmeans_bank,
     mean_bank as mean_bank,
     random_bank as random_bank,
@@ -138,6 +140,10 @@ from .moments import (
 from .presets import (
     preset as preset,
 )
+from .pyramid import (
+    patches_at as patches_at,
+    upsampling_matrix as upsampling_matrix,
+)
 from .report import (
     Cloud as Cloud,
     VerdictPicture as VerdictPicture,
@@ -172,6 +178,7 @@ from .workflows.build import (
     build as build,
 )
 from .workflows.calibrate import (
+    calibrated_scorer as calibrated_scorer,
     score_held_out as score_held_out,
     split_held_out as split_held_out,
 )
@@ -203,6 +210,13 @@ from .workflows.figures import (
     draw_figures as draw_figures,
     prepare_figures as prepare_figures,
 )
+from .workflows.probes import (
+    Probes as Probes,
+    draw_probes as draw_probes,
+    probe_auroc as probe_auroc,
+    probe_scores as probe_scores,
+    split_probes as split_probes,
+)
 from .workflows.published import (
     evaluate_published as evaluate_published,
 )
@@ -222,17 +236,28 @@ from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
 )
+from .workflows.select import (
+    Selection as Selection,
+    Trial as Trial,
+)
 from .workflows.solar_cells import (
     CREDIT as CREDIT,
     CellSplit as CellSplit,
     lay_out_cells as lay_out_cells,
     split_cells as split_cells,
 )
+from .workflows.start import (
+    Start as Start,
+    make_start as make_start,
+    patch_moments as patch_moments,
+)
 from .workflows.train import (
-    EpochLog as EpochLog,
-    Trainer as Trainer,
     TrainReport as TrainReport,
-    median_radius as median_radius,
     open_store as open_store,
     train as train,
+)
+from .workflows.trainer import (
+    EpochLog as EpochLog,
+    Trainer as Trainer,
+    median_radius as median_radius,
 )

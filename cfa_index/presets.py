@@ -49,7 +49,7 @@ _PAPER = ModelSpec(
     descriptor=DescriptorSpec(init="he", gamma_d=1.0, standardise=False),
     bank=BankSpec(method="ema", size=None, gamma_c=1.0),
     train=TrainSpec(epochs=30, learning_rate=1e-3, radius=1e-5),
-    score=ScoreSpec(patch_score="certainty"),
+    score=ScoreSpec(patch_score="certainty", baseline="none"),
     held_out=0.0,
 )
 """PAPER, Sec. 4.1: K = J = 3, alpha = 0.1, AdamW with amsgrad, batch 4, 30 epochs; every good image is

@@ -1,6 +1,6 @@
 """The way from pixels to a score, in one place.
 
-pixels --backbone--> pyramid --descriptor--> patches --K neighbours--> Eq. 5 --maps--> map --max--> score
+pixels --backbone--> pyramid --descriptor--> patches --K neighbours--> Eq. 4 or 5, less the baseline --maps--> map --max--> score
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Scorer:
         descriptor: phi; its standardisation is folded into its weights here.
         bank: the memories.
         features, score: the settings.
+        baseline: (h, w) float32, what is taken from every image's patch scores; None for nothing.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Scorer:
         *,
         features: FeatureSpec,
         score: ScoreSpec,
+        baseline: Tensor | None = None,
     ) -> None:
         self.backbone = backbone
         self.bank = bank
@@ -62,6 +64,7 @@ class Scorer:
         self._features = features
         self._neighbors = score.neighbors
         self._patch_scores = certainty_scores if score.patch_score == "certainty" else nearest_distances
+        self.baseline = None if baseline is None else baseline.to(bank.device)
         self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
 
     @torch.inference_mode()
@@ -76,6 +79,8 @@ class Scorer:
         neighbors = self.bank.search(patches.flatten(0, 1), self._neighbors, exact=True)
         grid = self._features.grid
         patch_scores = self._patch_scores(neighbors.sq_distances).view(len(patches), *grid)
+        if self.baseline is not None:
+            patch_scores = (patch_scores - self.baseline).clamp_min_(0)
         valid = None
         if not all(frame.is_full for frame in frames):
             valid = valid_mask(frames, grid).to(self.bank.device)

@@ -16,7 +16,9 @@ from cfa_index.errors import SpecError
 
 Geometry = Literal["whole", "crop", "letterbox"]
 Initialisation = Literal["he", "torch", "identity", "whiten"]
-Compression = Literal["ema", "mean", "kmeans", "coreset", "random", "full"]
+Compression = Literal["hybrid", "ema", "mean", "kmeans", "coreset", "random", "full"]
+Baseline = Literal["none", "position"]
+Selection = Literal["none", "synthetic"]
 PatchScore = Literal["nearest", "certainty"]
 PresetName = Literal["recommended", "paper", "published-code"]
 
@@ -174,7 +176,8 @@ class BankSpec(_Spec):
     """How all patches become M memories.
 
     Attributes:
-        method: `ema` (paper, Algorithm 1), `mean` (published code: position means, then k-means),
+        method: `hybrid` (k-means centres of what is frequent, then greedy k-centre picks of what they
+            cover worst), `ema` (paper, Algorithm 1), `mean` (published code: position means, then k-means),
             `kmeans` (over a streamed sample of the whole store), `coreset` (PatchCore: greedy k-centre
             after a sparse random projection), `random` (patches drawn from the store), `full` (every
             patch: SPADE's gallery).
@@ -183,16 +186,18 @@ class BankSpec(_Spec):
         share: M as a share of all good patches, in (0, 1], used when `size` is None (PatchCore's 1%).
         beta: weight of the newest image in Algorithm 1; the paper gives none, this is our choice.
         iterations: of k-means.
+        coverage: share of the memories of `hybrid` that are k-centre picks, in (0, 1).
         sample_patches: most patches held at once for k-means and for finding sources.
         coreset_eps: distortion allowed to the projection of `coreset` (Johnson-Lindenstrauss), in (0, 1).
     """
 
-    method: Compression = "kmeans"
+    method: Compression = "hybrid"
     size: int | None = 3136
     gamma_c: float = 1.0
     share: float | None = None
     beta: float = 0.1
     iterations: int = 20
+    coverage: float = 0.5
     sample_patches: int = 65_536
     coreset_eps: float = 0.9
 
@@ -212,6 +217,7 @@ class BankSpec(_Spec):
             "write 1/100 or 0.01 for one per cent",
         )
         _require(0 < self.beta <= 1, "beta", "in (0, 1]", self.beta)
+        _require(0 < self.coverage < 1, "coverage", "in (0, 1)", self.coverage)
         _require(0 < self.coreset_eps < 1, "coreset_eps", "in (0, 1)", self.coreset_eps)
         _require(self.iterations >= 1, "iterations", "1 or more", self.iterations)
         _require(self.sample_patches >= 1, "sample_patches", "1 or more", self.sample_patches)
@@ -264,6 +270,7 @@ class TrainSpec(_Spec):
         learn_radius: whether r moves with the loss (the paper) or stays where it starts.
         loss_scale: factor on the loss (the published code: 1,000).
         drop_last: leave out an incomplete last batch (the published code).
+        select: `synthetic` chooses start and epoch by synthetic defects; `none` takes the last epoch.
         seed: of the order of the images; None takes the model's.
     """
 
@@ -278,6 +285,7 @@ class TrainSpec(_Spec):
     learn_radius: bool = True
     loss_scale: float = 1.0
     drop_last: bool = False
+    select: Selection = "none"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -298,6 +306,7 @@ class TrainSpec(_Spec):
         _require(0 <= self.margin < math.inf, "margin (alpha)", "finite, 0 or more", self.margin)
         radius_fits = self.radius == "median" if isinstance(self.radius, str) else 0 < self.radius < math.inf
         _require(radius_fits, "radius", "more than 0, or 'median'", self.radius)
+        _require(self.select in get_args(Selection), "select", f"one of {get_args(Selection)}", self.select)
         _require(0 < self.loss_scale < math.inf, "loss_scale", "finite and more than 0", self.loss_scale)
 
 
@@ -308,12 +317,15 @@ class ScoreSpec(_Spec):
     Attributes:
         patch_score: `certainty` is Eq. 5 (the paper); `nearest` is Eq. 4 alone, the distance to the
             nearest memory. Eq. 5 depends on the scale of the features, see docs/accuracy.md.
+        baseline: `position` takes from each patch the score that good ones usually have at its place,
+            see `baseline.RunningBaseline`; `none` does not (the paper).
         neighbors: K of Eq. 5, and how many matches a query can show.
         sigma_px: standard deviation of the Gaussian over the map, in network pixels.
         false_alarm_rate: share of good images that may score above the threshold.
     """
 
     patch_score: PatchScore = "nearest"
+    baseline: Baseline = "position"
     neighbors: int = 3
     sigma_px: float = 4.0
     false_alarm_rate: float = 0.05
@@ -324,6 +336,9 @@ class ScoreSpec(_Spec):
             "patch_score",
             f"one of {get_args(PatchScore)}",
             self.patch_score,
+        )
+        _require(
+            self.baseline in get_args(Baseline), "baseline", f"one of {get_args(Baseline)}", self.baseline
         )
         _require(self.neighbors >= 1, "neighbors (K)", "1 or more", self.neighbors)
         _require(0 <= self.sigma_px < 1000, "sigma_px", "from 0 to below 1,000", self.sigma_px)

@@ -103,16 +103,6 @@ def ema(images: Sequence[Array], start: Array, beta: float) -> Array:
     return bank
 
 
-def greedy_k_centre(points: Array, k: int, first: int) -> list[int]:
-    """Each next pick is the point farthest from its nearest pick; the lower row first among equals."""
-    picks = [first]
-    while len(picks) < k:
-        free = [row for row in range(len(points)) if row not in picks]
-        cover = [min(sq_distance(points[row], points[pick]) for pick in picks) for row in free]
-        picks.append(free[cover.index(max(cover))])
-    return picks
-
-
 class AdamW:
     """One parameter's AdamW (Loshchilov and Hutter, 2019) with the maximum of AMSGrad (Reddi et al., 2018).
 
@@ -196,3 +186,13 @@ def training(
         count = sum(len(batch) for batch in batches)
         log.append((attraction / count, repulsion / count, radius, distance / count))
     return log
+
+
+def greedy_k_centre(points: Array, k: int, first: int) -> list[int]:
+    """Each next pick is the point farthest from its nearest pick; the lower row first among equals."""
+    picks = [first]
+    while len(picks) < k:
+        free = [row for row in range(len(points)) if row not in picks]
+        cover = [min(sq_distance(points[row], points[pick]) for pick in picks) for row in free]
+        picks.append(free[cover.index(max(cover))])
+    return picks

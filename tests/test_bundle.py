@@ -43,6 +43,7 @@ FILES = (
     "generations/0002/backbone.safetensors",
     "generations/0002/descriptor.safetensors",
     "generations/0002/vectors.npy",
+    "generations/0002/baseline.npy",
     "generations/0002/sources.parquet",
     "generations/0002/exemplars.parquet",
     "generations/0002/train_log.csv",
@@ -177,7 +178,12 @@ def test_a_manifest_of_schema_version_1_is_still_read() -> None:
     assert len(manifest.held_out.scores) == 4
     assert manifest.threshold is not None
     assert manifest.threshold.value == max(manifest.held_out.scores)
-    assert set(manifest.files) == {Path(name).name for name in FILES} - {"current", "manifest.json"}
+    assert manifest.spec.score.baseline == "none"
+    assert set(manifest.files) == {Path(name).name for name in FILES} - {
+        "baseline.npy",
+        "current",
+        "manifest.json",
+    }
 
 
 def test_manifests_come_back_as_they_were(bundle: ModelBundle, tmp_path: Path) -> None:

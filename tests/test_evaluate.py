@@ -245,7 +245,14 @@ def test_every_epoch_is_evaluated_as_if_alone_and_the_best_of_each_is_given(
     spec = alone.manifest.spec
     assert len(found.epochs) == EPOCHS
     for phi, said in zip(alone.epoch_descriptors(), found.epochs, strict=True):
-        alone.scorer = Scorer(alone.backbone, phi, alone.bank, features=spec.features, score=spec.score)
+        alone.scorer = Scorer(
+            alone.backbone,
+            phi,
+            alone.bank,
+            features=spec.features,
+            score=spec.score,
+            baseline=alone.scorer.baseline,
+        )
         assert said == pytest.approx(values(evaluate(alone, images)), abs=1e-6)
     assert found.epochs[-1] == pytest.approx(values(evaluate(whole, images)), abs=1e-6)
     for measure, best in found.best().items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from made_up import Workplace, cfa
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+import cfa_index
 from cfa_index import (
     Cloud,
     ModelBundle,
@@ -181,8 +181,10 @@ def test_without_matplotlib_one_line_says_how_to_install_it(
     assert cfa(*evaluate_command(place)).code == 0
 
 
-def test_drawing_leaves_matplotlibs_global_state_alone(place: Workplace) -> None:
-    assert "matplotlib.pyplot" not in sys.modules
+def test_drawing_leaves_matplotlibs_global_state_alone() -> None:
+    # Read, not run: the libraries that our metrics are checked against import pyplot themselves.
+    for file in (Path(cfa_index.__file__).parent / "report").glob("*.py"):
+        assert "pyplot" not in file.read_text(), file
 
 
 @pytest.mark.parametrize("size", [(300, 200), (40, 900), (3000, 20), (1, 1)])

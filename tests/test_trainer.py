@@ -13,7 +13,7 @@ from cfa_index.pyramid import patches
 from cfa_index.specs import DescriptorSpec, IndexSpec, TrainSpec
 from cfa_index.workflows.calibrate import split_held_out
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from cfa_index.workflows.train import Trainer, restore, snapshot
+from cfa_index.workflows.trainer import Trainer, restore, snapshot
 
 CHANNELS = (5, 6)
 CPU = torch.device("cpu")

@@ -109,10 +109,15 @@ def test_a_build_that_is_interrupted_anywhere_goes_on_to_the_same_model(
 ) -> None:
     """Before the store, in it, when it is done, after it, and on the last write."""
     from cfa_index import StoreWriter
-    from cfa_index.workflows import build, extract
+    from cfa_index.workflows import build, extract, start
 
     place = made_up.workplace(tmp_path, train=50)
-    owners: dict[str, Any] = {"_stamp_all": extract, "write_shard": StoreWriter, "finish": StoreWriter}
+    owners: dict[str, Any] = {
+        "_stamp_all": extract,
+        "write_shard": StoreWriter,
+        "finish": StoreWriter,
+        "compress_store": start,
+    }
     with monkeypatch.context() as patched:
         patched.setattr(owners.get(name, build), name, interrupt)
         assert place.build().code == 130
@@ -243,11 +248,11 @@ def test_a_training_that_fails_anywhere_goes_on_to_the_same_weights(
     trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """In the middle of an epoch, after the last one, and on the last write."""
-    from cfa_index.workflows import train
+    from cfa_index.workflows import train, trainer
 
     place = built_copy(trained, tmp_path)
     calls: list[int] = []
-    owner: Any = train.Trainer if name == "step" else train
+    owner: Any = trainer.Trainer if name == "step" else train
     real: Callable[..., Any] = getattr(owner, name)
 
     def failing(*args: Any, **kwargs: Any) -> Any:

@@ -11,12 +11,14 @@ from cfa_index.bundle.generations import (
 from cfa_index.bundle.manifest import HeldOut, Manifest, read_manifest
 from cfa_index.bundle.model import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
     EPOCHS_FILE,
     VECTORS_FILE,
     ImageScore,
     ModelBundle,
     descriptor_tensors,
+    epoch_descriptors,
 )
 from cfa_index.bundle.sources import (
     EXEMPLARS_FILE,
@@ -27,12 +29,15 @@ from cfa_index.bundle.sources import (
 )
 
 TRAIN_LOG_FILE = "train_log.csv"
+SELECTION_FILE = "selection.csv"
 
 __all__ = [
     "BACKBONE_FILE",
+    "BASELINE_FILE",
     "DESCRIPTOR_FILE",
     "EPOCHS_FILE",
     "EXEMPLARS_FILE",
+    "SELECTION_FILE",
     "SOURCES_FILE",
     "TRAIN_LOG_FILE",
     "VECTORS_FILE",
@@ -45,6 +50,7 @@ __all__ = [
     "category_lock",
     "current_generation",
     "descriptor_tensors",
+    "epoch_descriptors",
     "exemplars_table",
     "list_models",
     "read_manifest",

@@ -18,8 +18,9 @@ SCHEMA_VERSION = 2
 _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {
         "descriptor": {"expansion": 1.0},
-        "bank": {"share": None, "coreset_eps": 0.9},
-        "train": {"learn_radius": True},
+        "bank": {"share": None, "coreset_eps": 0.9, "coverage": 0.5},
+        "train": {"learn_radius": True, "select": "none"},
+        "score": {"baseline": "none"},
     },
 }
 """Settings that a schema version added, by section, with the values that the versions before it meant."""

@@ -37,6 +37,7 @@ DESCRIPTOR_FILE = "descriptor.safetensors"
 EPOCHS_FILE = "epochs.safetensors"
 """`<epoch>.weight` and `<epoch>.bias` of phi after each epoch, epochs from 1 and four digits wide."""
 VECTORS_FILE = "vectors.npy"
+BASELINE_FILE = "baseline.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,9 @@ class ModelBundle:
         tensors = _load_tensors(path / DESCRIPTOR_FILE)
         self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
         self.initial_descriptor = _descriptor(manifest.channels, tensors, "phi_0").to(device)
-        try:
-            vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise damaged(path / VECTORS_FILE, "a file that is no plain array") from error
+        vectors = _load_array(path / VECTORS_FILE)
+        has_baseline = BASELINE_FILE in manifest.files
+        baseline = torch.tensor(_load_array(path / BASELINE_FILE)) if has_baseline else None
         self.bank = MemoryBank(vectors, manifest.spec.index, device)
         self.scorer = Scorer(
             self.backbone,
@@ -90,6 +90,7 @@ class ModelBundle:
             self.bank,
             features=manifest.spec.features,
             score=manifest.spec.score,
+            baseline=baseline,
         )
 
     @classmethod
@@ -220,16 +221,7 @@ class ModelBundle:
                 remedy="train it with --keep-epochs",
             )
         tensors = _load_tensors(self.path / EPOCHS_FILE)
-        same = {"mean": self.initial_descriptor.mean, "std": self.initial_descriptor.std}
-        return [
-            PatchDescriptor(
-                self.manifest.channels,
-                weight=tensors[f"{epoch}.weight"],
-                bias=tensors[f"{epoch}.bias"],
-                **same,
-            ).to(self.bank.device)
-            for epoch in sorted({name.partition(".")[0] for name in tensors}, key=int)
-        ]
+        return epoch_descriptors(tensors, self.initial_descriptor)
 
     @cached_property
     def sources(self) -> list[MemorySource]:
@@ -242,10 +234,32 @@ class ModelBundle:
         return read_exemplars(self.path / EXEMPLARS_FILE) if EXEMPLARS_FILE in self.manifest.files else []
 
 
+def epoch_descriptors(tensors: Mapping[str, Tensor], phi_0: PatchDescriptor) -> list[PatchDescriptor]:
+    """phi after each epoch, first to last, from `EPOCH.weight` and `EPOCH.bias`; the rest is that of phi_0."""
+    return [
+        PatchDescriptor(
+            phi_0.channels,
+            weight=tensors[f"{epoch}.weight"],
+            bias=tensors[f"{epoch}.bias"],
+            mean=phi_0.mean,
+            std=phi_0.std,
+        ).to(phi_0.mean.device)
+        for epoch in sorted({name.partition(".")[0] for name in tensors}, key=int)
+    ]
+
+
 def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Tensor]:
     """A descriptor's tensors under a prefix, for safetensors."""
     state = descriptor.state_dict()
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _load_array(path: Path) -> NDArray[np.float32]:
+    try:
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise damaged(path, "a file that is no plain array") from error
+    return array
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ def greedy_k_centre(
     k: int,
     *,
     seed: int,
+    covered: Tensor | None = None,
     pool: int = _POOL,
     on_picks: Callable[[int], None] | None = None,
     on_estimate: Callable[[float], None] | None = None,
@@ -47,6 +48,8 @@ def greedy_k_centre(
         points: (n, d) float16 or float32 on the CPU.
         k: at most n.
         seed: of the first row.
+        covered: (n,) float32, squared distance of each row to what covers it already, such as centres of
+            k-means; the first pick is then the row that is covered worst.
         pool: candidates held at a time; it decides the speed and not the result.
         on_picks: called after each pass with the number of new picks.
         on_estimate: called once, after the first pass, with the seconds that all k may take.
@@ -57,18 +60,23 @@ def greedy_k_centre(
     check_enough(k, len(points))
     starts = range(0, len(points), _BLOCK)
     norms = torch.cat([points[start : start + _BLOCK].float().square().sum(dim=1) for start in starts])
-    sq_distances = torch.full((len(points),), torch.inf)  # of each row to its nearest pick
-    picks = [int(np.random.default_rng(seed).integers(len(points)))]
-    _bring_up_to_date(sq_distances, points, norms, picks)
-    if on_picks is not None:
-        on_picks(1)
+    picks: list[int] = []
+    if covered is None:
+        sq_distances = torch.full((len(points),), torch.inf)  # of each row to its nearest pick
+        picks.append(int(np.random.default_rng(seed).integers(len(points))))
+        _bring_up_to_date(sq_distances, points, norms, picks)
+        if on_picks is not None:
+            on_picks(1)
+    else:
+        sq_distances = covered.clone()
     while len(picks) < k:
         started = time.perf_counter()
         new = _pick_in_pool(sq_distances, points, norms, pool, min(k - len(picks), _MOST_PICKS))
         if len(picks) + len(new) < k:
             _bring_up_to_date(sq_distances, points, norms, new)
-        if len(picks) == 1 and on_estimate is not None:
+        if on_estimate is not None:
             on_estimate((time.perf_counter() - started) * k / len(new))
+            on_estimate = None
         picks += new
         if on_picks is not None:
             on_picks(len(new))

@@ -13,37 +13,28 @@ import numpy as np
 import torch
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, faiss_version
+from cfa_index.bank import faiss_version
 from cfa_index.bundle import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
-    EXEMPLARS_FILE,
-    SOURCES_FILE,
-    VECTORS_FILE,
     Content,
     Manifest,
     category_lock,
     descriptor_tensors,
-    exemplars_table,
-    sources_table,
     write_generation,
 )
-from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
-from cfa_index.scorer import Scorer
 from cfa_index.specs import ModelSpec
-from cfa_index.store import PatchStore
-from cfa_index.workflows.calibrate import score_held_out, split_held_out, threshold_of
-from cfa_index.workflows.compression import compress_store
-from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, threshold_of
 from cfa_index.workflows.extract import (
     extract,
-    inspected_cells,
     store_header,
     store_path,
 )
+from cfa_index.workflows.start import bank_contents, make_start, needs_moments, patch_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,26 +125,34 @@ def build(
     )
     fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
     _check_enough_patches(spec, len(fit_rows))
-    phi_0 = _initialise(store, fit_rows, spec, listener)
-    vectors, sources = compress_store(store, fit_rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
-    spec.check_memories(len(vectors))  # a letterbox's padding was counted before
-    bank = MemoryBank(vectors, spec.index, device)
-    scorer = Scorer(backbone, phi_0, bank, features=spec.features, score=spec.score)
+    moments = (
+        patch_moments(store, fit_rows, seed=spec.seed, listener=listener) if needs_moments(spec) else None
+    )
+    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
+    scorer = calibrated_scorer(
+        backbone,
+        start.phi_0,
+        start.bank,
+        features=spec.features,
+        score=spec.score,
+        store=store,
+        rows=fit_rows,
+        seed=spec.seed,
+        listener=listener,
+    )
     held_out = score_held_out(scorer, store, held_rows, listener)
-    places = memory_sources(store, sources)
     contents: dict[str, Content] = {
         DESCRIPTOR_FILE: {
-            **descriptor_tensors(phi_0, "phi"),
-            **descriptor_tensors(phi_0, "phi_0"),
+            **descriptor_tensors(start.phi_0, "phi"),
+            **descriptor_tensors(start.phi_0, "phi_0"),
             "radius": torch.zeros(()),
         },
-        VECTORS_FILE: vectors,
-        SOURCES_FILE: sources_table(places),
+        **bank_contents(store, start, listener),
     }
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
-    if len(vectors) <= MOST_EXEMPLARS:
-        contents[EXEMPLARS_FILE] = exemplars_table(exemplar_crops(store, sources, places, listener))
     manifest = Manifest(
         category=good.category,
         generation="",
@@ -180,8 +179,8 @@ def build(
         store=path,
         images=len(store.good_rows),
         rejected=len(store) - len(store.good_rows),
-        memories=len(vectors),
-        width=vectors.shape[1],
+        memories=len(start.bank),
+        width=start.phi_0.width,
     )
 
 
@@ -199,21 +198,6 @@ def versions() -> dict[str, str]:
         "faiss": faiss_version(),
         "numpy": np.__version__,
     }
-
-
-def _initialise(
-    store: PatchStore, rows: Sequence[int], spec: ModelSpec, listener: Listener
-) -> PatchDescriptor:
-    moments = None
-    if spec.descriptor.standardise or spec.descriptor.init == "whiten":
-        with stage(listener, "covariance", len(rows), "images") as advance:
-            moments = store.moments(
-                rows,
-                cells_of=lambda row: inspected_cells(store, row),
-                seed=spec.seed,
-                on_image=lambda: advance(1),
-            )
-    return initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
 
 
 def _check_enough_patches(spec: ModelSpec, images: int) -> None:

@@ -1,4 +1,4 @@
-"""Good images held out of bank and training, and the threshold that their scores give."""
+"""What good images calibrate: the baseline of each place, and from held-out ones the threshold."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from cfa_index.backbones import Backbone
+from cfa_index.bank import MemoryBank
+from cfa_index.baseline import RunningBaseline
 from cfa_index.bundle import HeldOut, Manifest
+from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.images import frame_of
+from cfa_index.images import Frame, frame_of
 from cfa_index.metrics import Threshold, conformal_threshold
 from cfa_index.scorer import Scorer
+from cfa_index.specs import FeatureSpec, ScoreSpec
 from cfa_index.store import PatchStore
-from cfa_index.workflows.extract import READ_IMAGES, iterate_pyramids
+from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids
+
+BASELINE_IMAGES = 128
+"""Enough for the mean of a cell; all of them would cost as much as the bank."""
 
 
 def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -26,6 +35,50 @@ def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[i
     return sorted(shuffled[count:].tolist()), sorted(shuffled[:count].tolist())
 
 
+def calibrated_scorer(
+    backbone: Backbone,
+    descriptor: PatchDescriptor,
+    bank: MemoryBank,
+    *,
+    features: FeatureSpec,
+    score: ScoreSpec,
+    store: PatchStore,
+    rows: Sequence[int],
+    seed: int,
+    listener: Listener = ignore,
+) -> Scorer:
+    """A scorer with the baseline that `score` asks for, of at most `BASELINE_IMAGES` fit images.
+
+    These are in the bank too: where every patch is a memory their scores are 0, and so is the baseline.
+
+    Args:
+        backbone, descriptor, bank, features, score: see `Scorer`.
+        store, rows: the fit images.
+        seed: of the draw among them.
+        listener: told of progress.
+    """
+    scorer = Scorer(backbone, descriptor, bank, features=features, score=score)
+    if score.baseline == "none":
+        return scorer
+    draw = np.random.default_rng(seed)
+    chosen = draw.choice(np.asarray(rows), size=min(BASELINE_IMAGES, len(rows)), replace=False)
+    running = RunningBaseline(features.grid)
+    with stage(listener, "baseline", len(chosen), "images") as advance:
+        for part, levels in iterate_pyramids(store, sorted(chosen.tolist()), READ_IMAGES):
+            scored = scorer.score_pyramid(levels, stored_frames(store, part))
+            inspected = inspected_mask(store, part).view(scored.patch_scores.shape)
+            running.update(scored.patch_scores.cpu().numpy(), inspected.numpy())
+            advance(len(part))
+    baseline = torch.from_numpy(running.result())
+    return Scorer(backbone, descriptor, bank, features=features, score=score, baseline=baseline)
+
+
+def stored_frames(store: PatchStore, rows: Sequence[int]) -> list[Frame]:
+    """How network pixels lie in some images of a store."""
+    images = [store.images[row] for row in rows]
+    return [frame_of(image.width, image.height, store.header.features) for image in images]
+
+
 def score_held_out(
     scorer: Scorer, store: PatchStore, rows: Sequence[int], listener: Listener = ignore
 ) -> HeldOut:
@@ -33,11 +86,7 @@ def score_held_out(
     scores: list[float] = []
     with stage(listener, "threshold", len(rows), "images") as advance:
         for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
-            frames = [
-                frame_of(store.images[row].width, store.images[row].height, store.header.features)
-                for row in part
-            ]
-            scores += scorer.score_pyramid(levels, frames).scores.tolist()
+            scores += scorer.score_pyramid(levels, stored_frames(store, part)).scores.tolist()
             advance(len(part))
     return HeldOut(uris=tuple(store.images[row].uri for row in rows), scores=tuple(scores))
 

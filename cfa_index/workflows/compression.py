@@ -15,6 +15,7 @@ from cfa_index.compress import (
     coreset_bank,
     ema_bank,
     full_bank,
+    hybrid_bank,
     kmeans_bank,
     mean_bank,
     nearest_sources,
@@ -57,8 +58,8 @@ def compress_store(
 ) -> tuple[NDArray[np.float32], PatchSources]:
     """The bank of some images under phi: vectors (M, D') and where each came from.
 
-    The memories of `coreset`, `random` and `full` are patches, whose places are known; for those of the
-    other methods the nearest patch of a sample is found.
+    The memories of `coreset`, `random` and `full`, and half of those of `hybrid`, are patches, whose places
+    are known; for means of patches the nearest patch of a sample is found.
 
     Raises:
         BankError: more memories are asked for than there are patches, or the patches of a coreset do
@@ -80,6 +81,18 @@ def compress_store(
             seed=seed,
             on_image=lambda: advance(1),
         )
+    if spec.method == "hybrid":
+        bank = hybrid_bank(
+            stream,
+            sample,
+            memories,
+            images=len(rows),
+            coverage=spec.coverage,
+            iterations=spec.iterations,
+            seed=seed,
+            listener=listener,
+        )
+        return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
     vectors = _average(stream, sample, memories, len(rows), spec, seed, listener)
     return vectors, nearest_sources(vectors, sample)
 

@@ -86,10 +86,17 @@ def evaluate_published(
 
 
 def _scorers(bundle: ModelBundle) -> list[Scorer]:
-    """One an epoch, on the model's backbone and bank."""
+    """One an epoch, on the model's backbone, bank and baseline."""
     spec = bundle.manifest.spec
     return [
-        Scorer(bundle.backbone, phi, bundle.bank, features=spec.features, score=spec.score)
+        Scorer(
+            bundle.backbone,
+            phi,
+            bundle.bank,
+            features=spec.features,
+            score=spec.score,
+            baseline=bundle.scorer.baseline,
+        )
         for phi in bundle.epoch_descriptors()
     ]
 

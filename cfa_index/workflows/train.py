@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_index.bank import MemoryBank
 from cfa_index.bundle import (
     BACKBONE_FILE,
+    BASELINE_FILE,
     DESCRIPTOR_FILE,
     EPOCHS_FILE,
     EXEMPLARS_FILE,
+    SELECTION_FILE,
     SOURCES_FILE,
     TRAIN_LOG_FILE,
     VECTORS_FILE,
@@ -30,103 +31,43 @@ from cfa_index.bundle import (
     ModelBundle,
     category_lock,
     descriptor_tensors,
+    epoch_descriptors,
     write_generation,
 )
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.errors import SpecError, StoreError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
-from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
 from cfa_index.scorer import Scorer
 from cfa_index.specs import TrainSpec
 from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.workflows.build import timestamp, versions
-from cfa_index.workflows.calibrate import score_held_out, split_held_out, with_scores
-from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, with_scores
+from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, write_checkpoint
 from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
 from cfa_index.workflows.extract import inspected_mask, store_path
-
-_RADIUS_IMAGES = 32
-"""Images that decide the radius `median`: tens of thousands of patches."""
-_LEAST_RADIUS = 1e-5
-"""Where the paper starts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochLog:
-    """A row of train_log.csv; means over the epoch.
-
-    Attributes:
-        attraction, repulsion: L_att and L_rep.
-        radius: r at the end of the epoch.
-        neighbor_distance: rooted, mean over the K nearest.
-    """
-
-    epoch: int
-    attraction: float
-    repulsion: float
-    radius: float
-    neighbor_distance: float
-    seconds: float
+from cfa_index.workflows.probes import draw_probes, split_probes
+from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
+from cfa_index.workflows.start import Start, bank_contents
+from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a training made: its generation and a row an epoch."""
+    """What a training made.
+
+    Attributes:
+        path, manifest: of its generation.
+        log: a row an epoch.
+        epoch: whose phi is kept; 0 for phi_0.
+        trials: what was tried by synthetic defects, in order.
+    """
 
     path: Path
     manifest: Manifest
     log: tuple[EpochLog, ...]
-
-
-class Trainer:
-    """phi, the loss and the optimiser; `step` is one update.
-
-    Args:
-        descriptor: phi, changed in place.
-        bank: frozen.
-        spec: the settings.
-        radius: where r starts.
-    """
-
-    def __init__(self, descriptor: PatchDescriptor, bank: MemoryBank, spec: TrainSpec, radius: float) -> None:
-        self.descriptor = descriptor.train()
-        self.bank = bank
-        self.spec = spec
-        self.loss = HypersphereLoss(
-            attract=spec.attract, repel=spec.repel, margin=spec.margin, radius=radius
-        ).to(bank.device)
-        self.loss.radius.requires_grad_(spec.learn_radius)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(descriptor.parameters()), "weight_decay": spec.weight_decay},
-                # r moves through L_att and L_rep only (PAPER, Loss): no decay on it.
-                {"params": [self.loss.radius], "weight_decay": 0.0},
-            ],
-            lr=spec.learning_rate,
-            amsgrad=True,
-        )
-
-    def step(self, levels: Sequence[Tensor], inspected: Tensor | None = None) -> tuple[float, float, float]:
-        """One update from a batch.
-
-        Args:
-            levels: pyramids (B, C_l, h_l, w_l).
-            inspected: bool (B, h*w), the patches that count; None for all of them.
-
-        Returns:
-            L_att, L_rep and the mean rooted distance to the K nearest memories.
-        """
-        adapted = self.descriptor(levels)
-        patches = adapted.flatten(0, 1) if inspected is None else adapted[inspected]  # (n, D')
-        found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
-        sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
-        terms = self.loss(sq_distances)
-        self.optimizer.zero_grad(set_to_none=True)
-        (terms.total * self.spec.loss_scale).backward()
-        self.optimizer.step()
-        distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
-        return float(terms.attraction.detach()), float(terms.repulsion.detach()), float(distance)
+    epoch: int
+    trials: tuple[Trial, ...] = ()
 
 
 def train(
@@ -183,19 +124,29 @@ def _train(
     model_spec = replace(bundle.manifest.spec, train=spec)
     store = open_store(bundle, features_dir)
     rows, held_rows = split_held_out(store.good_rows, model_spec.held_out, model_spec.seed)
-    _check_trainable(spec, len(bundle.bank), len(rows))
-    phi = copy.deepcopy(bundle.initial_descriptor)
+    start = Start(spec=model_spec, phi_0=bundle.initial_descriptor, bank=bundle.bank, sources=None)
+    selection = None
+    if spec.select == "synthetic":
+        probe_rows, held_rows = split_probes(held_rows, model_spec.seed)
+        probes = draw_probes(store, probe_rows, bundle.backbone, seed=model_spec.seed, listener=listener)
+        selection = Selection(probes)
+        start = choose_start(
+            selection, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
+        )
+    _check_trainable(spec, len(start.bank), len(rows))
+    phi = copy.deepcopy(start.phi_0)
     if isinstance(spec.radius, str):
-        radius = median_radius(store, rows, phi, bundle.bank, spec)
+        radius = median_radius(store, rows, phi, start.bank, spec)
     else:
         radius = spec.radius
-    trainer = Trainer(phi, bundle.bank, spec, radius)
+    trainer = Trainer(phi, start.bank, spec, radius)
     identity = {"parent": bundle.manifest.generation, "manifest": bundle.manifest.to_dict()["sha256"]}
     identity |= {"train": str(spec.to_dict())}
-    identity |= {"epochs": "kept"} if keep_epochs else {}
+    keeping = keep_epochs or selection is not None
+    identity |= {"epochs": "kept"} if keeping else {}
     folder = models_dir / category / "checkpoint"
     done = read_checkpoint(folder, identity)
-    if done and keep_epochs and not are_kept(folder, identity, len(done.log)):
+    if done and keeping and not are_kept(folder, identity, len(done.log)):
         done = None
     log = restore(trainer, done) if done else []
     steps = len(rows) // spec.batch_size if spec.drop_last else math.ceil(len(rows) / spec.batch_size)
@@ -231,33 +182,54 @@ def _train(
                     seconds=time.perf_counter() - started,
                 )
             )
-            if keep_epochs:
+            if keeping:
                 keep_epoch(folder, identity, epoch + 1, trainer.descriptor)
             write_checkpoint(folder, identity, snapshot(trainer, log))
 
-    scorer = Scorer(
+    epoch, radius = len(log), float(trainer.loss.radius.detach())
+    if selection is not None:
+        kept = epoch_descriptors(kept_epochs(folder, identity, len(log)), start.phi_0)
+        epoch = choose_epoch(
+            selection, kept, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
+        )
+        phi = kept[epoch - 1] if epoch else start.phi_0
+        radius = log[epoch - 1].radius if epoch else 0.0
+    scorer = calibrated_scorer(
         bundle.backbone,
-        trainer.descriptor,
-        bundle.bank,
-        features=model_spec.features,
-        score=model_spec.score,
+        phi,
+        start.bank,
+        features=start.spec.features,
+        score=start.spec.score,
+        store=store,
+        rows=rows,
+        seed=model_spec.seed,
+        listener=listener,
     )
     held_out = score_held_out(scorer, store, held_rows, listener)
     manifest = replace(
-        with_scores(bundle.manifest, held_out),
+        with_scores(replace(bundle.manifest, spec=start.spec), held_out),
         parent=bundle.manifest.generation,
         action="train",
         created=timestamp(),
-        spec=model_spec,
-        radius=float(trainer.loss.radius.detach()),
+        radius=radius,
         versions=versions(),
     )
-    contents = _contents(bundle, trainer, log)
+    contents = _contents(bundle, start, phi, radius, scorer, log)
+    if start.sources is not None:
+        contents |= bank_contents(store, start, listener)
+    if selection is not None:
+        contents[SELECTION_FILE] = _csv(Trial, selection.trials)
     if keep_epochs and log:
         contents[EPOCHS_FILE] = kept_epochs(folder, identity, len(log))
     path, manifest = write_generation(models_dir / category, manifest, contents)
     remove_checkpoint(folder)
-    return TrainReport(path=path, manifest=manifest, log=tuple(log))
+    return TrainReport(
+        path=path,
+        manifest=manifest,
+        log=tuple(log),
+        epoch=epoch,
+        trials=tuple(selection.trials) if selection else (),
+    )
 
 
 def open_store(bundle: ModelBundle, features_dir: Path) -> PatchStore:
@@ -282,21 +254,6 @@ def open_store(bundle: ModelBundle, features_dir: Path) -> PatchStore:
             remedy="run build again, then train",
         )
     return store
-
-
-def median_radius(
-    store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: MemoryBank, spec: TrainSpec
-) -> float:
-    """Root of the median squared distance of good patches to their K-th memory, under phi."""
-    picked = rows[:: max(1, len(rows) // _RADIUS_IMAGES)][:_RADIUS_IMAGES]
-    kth = []
-    for row in picked:
-        with torch.inference_mode():
-            patches = phi([level.to(bank.device) for level in store.read([row])])
-            patches = patches[inspected_mask(store, [row])]
-        kth.append(bank.search(patches, spec.attract).sq_distances[:, -1])
-    # Where every patch is a memory the median is zero, and r = 0 has no gradient.
-    return max(float(torch.cat(kth).median().sqrt()), _LEAST_RADIUS)
 
 
 def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:
@@ -336,46 +293,34 @@ def _prefetched(
             yield part, levels
 
 
-def snapshot(trainer: Trainer, log: Sequence[EpochLog]) -> Checkpoint:
-    """All that a training needs to go on."""
-    return Checkpoint(
-        descriptor=trainer.descriptor.state_dict(),
-        radius=trainer.loss.radius.detach(),
-        optimizer=trainer.optimizer.state_dict()["state"],
-        log=[row.__dict__ for row in log],
-    )
-
-
-def restore(trainer: Trainer, checkpoint: Checkpoint) -> list[EpochLog]:
-    """Put a checkpoint's state into a trainer; gives the epochs that are done."""
-    trainer.descriptor.load_state_dict(dict(checkpoint.descriptor))
-    with torch.no_grad():
-        trainer.loss.radius.copy_(checkpoint.radius)
-    state = trainer.optimizer.state_dict()
-    state["state"] = checkpoint.optimizer
-    trainer.optimizer.load_state_dict(state)
-    return [EpochLog(**row) for row in checkpoint.log]
-
-
-def _contents(bundle: ModelBundle, trainer: Trainer, log: Sequence[EpochLog]) -> dict[str, Content]:
-    """Files of the trained generation: the bank's are those of its parent."""
+def _contents(
+    bundle: ModelBundle,
+    start: Start,
+    phi: PatchDescriptor,
+    radius: float,
+    scorer: Scorer,
+    log: Sequence[EpochLog],
+) -> dict[str, Content]:
+    """Files of the trained generation; those of the bank are its parent's."""
     contents: dict[str, Content] = {
         DESCRIPTOR_FILE: {
-            **descriptor_tensors(trainer.descriptor, "phi"),
-            **descriptor_tensors(bundle.initial_descriptor, "phi_0"),
-            "radius": trainer.loss.radius.detach().cpu(),
+            **descriptor_tensors(phi, "phi"),
+            **descriptor_tensors(start.phi_0, "phi_0"),
+            "radius": torch.tensor(radius),
         },
-        TRAIN_LOG_FILE: _log_csv(log),
+        TRAIN_LOG_FILE: _csv(EpochLog, log),
     }
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     for name in (BACKBONE_FILE, VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE):
         if name in bundle.manifest.files:
             contents[name] = bundle.path / name
     return contents
 
 
-def _log_csv(log: Sequence[EpochLog]) -> bytes:
+def _csv(kind: type[EpochLog] | type[Trial], rows: Sequence[EpochLog] | Sequence[Trial]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(EpochLog.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(kind.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.__dict__ for row in log)
+    writer.writerows(row.__dict__ for row in rows)
     return text.getvalue().encode()

@@ -46,6 +46,7 @@ class InitName(StrEnum):
 class MethodName(StrEnum):
     """How patches become memories."""
 
+    HYBRID = "hybrid"
     EMA = "ema"
     MEAN = "mean"
     KMEANS = "kmeans"
@@ -59,6 +60,20 @@ class PatchScoreName(StrEnum):
 
     NEAREST = "nearest"
     CERTAINTY = "certainty"
+
+
+class BaselineName(StrEnum):
+    """What is taken from each patch's score."""
+
+    NONE = "none"
+    POSITION = "position"
+
+
+class SelectName(StrEnum):
+    """What decides on start and epoch of a training."""
+
+    NONE = "none"
+    SYNTHETIC = "synthetic"
 
 
 _FRACTION = re.compile(r"([+-]?\d{1,6})/(\d{1,6})", re.ASCII)

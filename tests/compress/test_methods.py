@@ -105,7 +105,7 @@ def test_every_stage_reaches_its_total(store: PatchStore, method: Compression) -
 
 
 @pytest.mark.parametrize(("share", "memories"), [(1.0, 64), (0.25, 16), (1e-6, 1)])
-@pytest.mark.parametrize("method", ["coreset", "random", "kmeans"])
+@pytest.mark.parametrize("method", ["coreset", "random", "kmeans", "hybrid"])
 def test_a_share_counts_all_patches(
     store: PatchStore, method: Compression, share: float, memories: int
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_letterbox_s_padding_is_in_no_bank(tmp_path: Path, method: Compression
     assert set(sources.cells.tolist()) <= shown
 
 
-@pytest.mark.parametrize("method", ["coreset", "random", "kmeans", "mean", "ema"])
+@pytest.mark.parametrize("method", ["coreset", "random", "kmeans", "hybrid", "mean", "ema"])
 def test_more_memories_than_patches_are_refused(store: PatchStore, method: Compression) -> None:
     with pytest.raises(BankError, match=r"(64|h\*w = 16)"):
         compress_store(store, ROWS, PHI, BankSpec(method=method, size=65), seed=0)

@@ -11,7 +11,7 @@ from cfa_index.specs import LARGEST_SEED
 from cfa_index_cli import options as o
 
 if TYPE_CHECKING:
-    from cfa_index import BuildReport, GoodImages, ModelSpec
+    from cfa_index import BuildReport, GoodImages
 
 
 _DEFAULTS = o.RECOMMENDED
@@ -149,6 +149,17 @@ def build_command(
             rich_help_panel=o.SCORE,
         ),
     ] = None,
+    baseline: Annotated[
+        o.BaselineName | None,
+        typer.Option(
+            "--baseline",
+            help=o.with_default(
+                "position: judge a patch by what exceeds the usual score at its place.",
+                _DEFAULTS.score.baseline,
+            ),
+            rich_help_panel=o.SCORE,
+        ),
+    ] = None,
     neighbors: Annotated[
         int | None,
         typer.Option(
@@ -226,27 +237,41 @@ def build_command(
         raise typer.BadParameter(f"give {' or '.join(sized_by)}, not both")
     if method is o.MethodName.FULL and sized_by:
         raise typer.BadParameter(f"--method full keeps every patch: leave out {sized_by[0]}")
-    from cfa_index import build, load_backbone, resolve_device, set_threads
+    from cfa_index import backbone_entry, build, load_backbone, preset as named, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
 
-    spec = _spec(
-        preset=preset,
-        backbone=backbone,
-        geometry=geometry,
-        size=size,
-        strides=strides,
-        init=init,
-        gamma_d=gamma_d,
-        method=method,
-        bank_size=bank_size,
-        gamma_c=gamma_c,
-        bank_share=bank_share,
-        patch_score=patch_score,
-        neighbors=neighbors,
-        held_out=held_out,
-        false_alarm_rate=false_alarm_rate,
-        seed=seed,
+    base = named(preset.value)
+    start = init.value if init else base.descriptor.init
+    # The paper widens phi with EfficientNet-B5; only random initialisations can.
+    widens = preset is not o.Preset.RECOMMENDED and start in ("he", "torch")
+    expansion = backbone_entry(backbone or base.features.backbone).expansion if widens else None
+    spec = o.override(
+        base,
+        features={
+            "backbone": backbone,
+            "geometry": geometry.value if geometry else None,
+            "size_px": size,
+            "strides": o.parse_strides(strides) if strides is not None else None,
+        },
+        descriptor={
+            "init": init.value if init else None,
+            "gamma_d": _ratio(gamma_d),
+            "expansion": expansion,
+        },
+        bank={
+            "method": method.value if method else None,
+            "size": bank_size,
+            "gamma_c": _ratio(gamma_c),
+            "share": _ratio(bank_share),
+        },
+        score={
+            "patch_score": patch_score.value if patch_score else None,
+            "baseline": baseline.value if baseline else None,
+            "neighbors": neighbors,
+            "false_alarm_rate": _ratio(false_alarm_rate),
+        },
+        top={"held_out": _ratio(held_out), "seed": seed},
     )
     if threads is not None:
         set_threads(threads)
@@ -282,61 +307,6 @@ def build_command(
         raise typer.Exit(1)
     if any(report.rejected for report in reports):
         raise typer.Exit(3)
-
-
-def _spec(
-    *,
-    preset: o.Preset,
-    backbone: str | None,
-    geometry: o.GeometryName | None,
-    size: int | None,
-    strides: str | None,
-    init: o.InitName | None,
-    gamma_d: str | None,
-    method: o.MethodName | None,
-    bank_size: int | None,
-    gamma_c: str | None,
-    bank_share: str | None,
-    patch_score: o.PatchScoreName | None,
-    neighbors: int | None,
-    held_out: str | None,
-    false_alarm_rate: str | None,
-    seed: int | None,
-) -> ModelSpec:
-    """The preset with what was given on the command line in its place."""
-    from cfa_index import backbone_entry, preset as named
-
-    base = named(preset.value)
-    start = init.value if init else base.descriptor.init
-    # The paper widens phi with EfficientNet-B5; only random initialisations can.
-    widens = preset is not o.Preset.RECOMMENDED and start in ("he", "torch")
-    expansion = backbone_entry(backbone or base.features.backbone).expansion if widens else None
-    return o.override(
-        base,
-        features={
-            "backbone": backbone,
-            "geometry": geometry.value if geometry else None,
-            "size_px": size,
-            "strides": o.parse_strides(strides) if strides is not None else None,
-        },
-        descriptor={
-            "init": init.value if init else None,
-            "gamma_d": _ratio(gamma_d),
-            "expansion": expansion,
-        },
-        bank={
-            "method": method.value if method else None,
-            "size": bank_size,
-            "gamma_c": _ratio(gamma_c),
-            "share": _ratio(bank_share),
-        },
-        score={
-            "patch_score": patch_score.value if patch_score else None,
-            "neighbors": neighbors,
-            "false_alarm_rate": _ratio(false_alarm_rate),
-        },
-        top={"held_out": _ratio(held_out), "seed": seed},
-    )
 
 
 def _ratio(text: str | None) -> float | None:

@@ -53,6 +53,24 @@ def train_command(
             help=_with_default("Start of the learned radius: a number, or 'median'.", _DEFAULTS.radius),
         ),
     ] = None,
+    learn_radius: Annotated[
+        bool | None,
+        typer.Option(
+            "--learn-radius/--fixed-radius",
+            help=_with_default("Whether r moves with the loss.", _DEFAULTS.learn_radius),
+        ),
+    ] = None,
+    select: Annotated[
+        o.SelectName | None,
+        typer.Option(
+            "--select",
+            help=_with_default(
+                "synthetic: choose initialisation, bank and epoch by defects drawn on held-out "
+                "good images. none: keep the start and the last epoch.",
+                _DEFAULTS.select,
+            ),
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -93,7 +111,7 @@ def train_command(
         set_threads,
         train,
     )
-    from cfa_index_cli.console import session, write_document
+    from cfa_index_cli.console import percent, session, write_document
     from cfa_index_cli.failures import each_category
 
     given: dict[str, Any] = {
@@ -105,6 +123,8 @@ def train_command(
         "repel": repel,
         "margin": margin,
         "radius": o.parse_radius(radius) if radius is not None else None,
+        "learn_radius": learn_radius,
+        "select": select.value if select else None,
     }
     reuse_freed_memory()
     if threads is not None:
@@ -143,6 +163,21 @@ def train_command(
                     for row in report.log
                 ],
             )
+            if report.trials:
+                out.table(
+                    f"{name}: chosen by synthetic defects, epoch {report.epoch} of {len(report.log)}",
+                    ["", "tried", "synthetic AUROC", "gain, 95% interval", "kept"],
+                    [
+                        [
+                            trial.axis,
+                            trial.choice,
+                            percent(trial.synthetic_auroc),
+                            f"{100 * trial.gain:+.2f} ({100 * trial.gain_low:+.2f} .. {100 * trial.gain_high:+.2f})",
+                            "yes" if trial.kept else "",
+                        ]
+                        for trial in report.trials
+                    ],
+                )
             return {
                 "schema_version": 1,
                 "category": name,
@@ -150,6 +185,8 @@ def train_command(
                 "path": str(report.path),
                 "threshold": threshold.value if threshold else None,
                 "epochs": [row.__dict__ for row in report.log],
+                "epoch": report.epoch,
+                "trials": [trial.__dict__ for trial in report.trials],
                 "spec": report.manifest.spec.to_dict(),
             }
 

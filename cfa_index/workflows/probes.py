@@ -1,0 +1,128 @@
+"""Good images that the model has not seen, and synthetic defects drawn on them: choosing without test labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfa_index.backbones import Backbone
+from cfa_index.defects import DEFECT_KINDS, draw_defect
+from cfa_index.errors import DatasetError, SpecError
+from cfa_index.events import Listener, ignore, stage
+from cfa_index.images import Frame, load_batches, valid_mask
+from cfa_index.metrics import auroc
+from cfa_index.scorer import Scorer
+from cfa_index.store import PatchStore
+from cfa_index.workflows.calibrate import stored_frames
+
+MOST_PROBES = 48
+"""Good images; with the defects drawn on them five times as many pyramids are held, in float16."""
+FEWEST_PROBES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Pyramids to try a model on: n good images first, then their synthetic defects, a kind after another.
+
+    Attributes:
+        levels: (5n, C_l, h_l, w_l) float16 each, as a PatchStore gives them.
+        frames: of each.
+        labels: bool (5n,), True where a defect was drawn.
+    """
+
+    levels: list[Tensor]
+    frames: list[Frame]
+    labels: NDArray[np.bool_]
+
+
+def split_probes(held_rows: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Held-out rows to choose by, and those left for the threshold.
+
+    Apart, so that the threshold's images have no say in the choice: half of them each, at most `MOST_PROBES`
+    for the choice.
+
+    Raises:
+        SpecError: too few images were held out.
+    """
+    count = min(len(held_rows) // 2, MOST_PROBES)
+    if count < FEWEST_PROBES:
+        raise SpecError(
+            expected=f"at least {2 * FEWEST_PROBES} held-out good images to choose by",
+            got=str(len(held_rows)),
+            remedy="give --select none, or build with more images or a larger --held-out",
+        )
+    shuffled = np.random.default_rng([seed, 1]).permutation(np.asarray(held_rows))
+    return sorted(shuffled[:count].tolist()), sorted(shuffled[count:].tolist())
+
+
+def draw_probes(
+    store: PatchStore, rows: Sequence[int], backbone: Backbone, *, seed: int, listener: Listener = ignore
+) -> Probes:
+    """Read some good images again and draw a defect of each kind on each of them.
+
+    Args:
+        store, rows: the images; their files are where the store's build found them.
+        backbone: that of the store, on any device.
+        seed: of the defects.
+        listener: told of progress.
+
+    Raises:
+        DatasetError: an image is gone or cannot be read any more.
+    """
+    features = store.header.features
+    device = next(backbone.parameters()).device
+    parts: list[list[Tensor]] = [store.read(rows)]
+    with stage(listener, "synthetic defects", len(DEFECT_KINDS) * len(rows), "defects") as advance:
+        pixels, frames = _read(store, rows)
+        inside = valid_mask(frames, (features.size_px, features.size_px)).numpy()
+        for kind in DEFECT_KINDS:
+            drawn = [
+                draw_defect(
+                    image, kind=kind, seed=(seed, row), other=pixels[number - 1], inside=inside[number]
+                ).pixels
+                for number, (row, image) in enumerate(zip(rows, pixels, strict=True))
+            ]
+            for batch in torch.split(torch.from_numpy(np.stack(drawn)), 8):
+                levels = backbone.pyramid(batch.to(device))
+                parts.append([level.half().cpu() for level in levels])
+            advance(len(rows))
+    whole = [torch.cat([part[number] for part in parts]) for number in range(len(features.strides))]
+    labels = np.arange(len(whole[0])) >= len(rows)
+    return Probes(levels=whole, frames=frames * (1 + len(DEFECT_KINDS)), labels=labels)
+
+
+def probe_scores(scorer: Scorer, probes: Probes) -> NDArray[np.float32]:
+    """Raw image scores (5n,) float32."""
+    scores = []
+    for start in range(0, len(probes.labels), 8):
+        part = slice(start, start + 8)
+        scored = scorer.score_pyramid([level[part] for level in probes.levels], probes.frames[part])
+        scores.append(scored.scores.cpu().numpy())
+    return np.concatenate(scores)
+
+
+def probe_auroc(probes: Probes, scores: NDArray[np.float32]) -> float:
+    """Synthetic against good: a fraction."""
+    value = auroc(probes.labels, scores)
+    assert value is not None, "there are always both"
+    return value
+
+
+def _read(store: PatchStore, rows: Sequence[int]) -> tuple[NDArray[np.uint8], list[Frame]]:
+    files = [Path(store.header.source) / store.images[row].uri for row in rows]
+    pixels = []
+    for batch in load_batches(files, store.header.features, batch_size=8):
+        if batch.errors:
+            raise DatasetError(
+                expected="the held-out images where build found them",
+                got=str(batch.errors[0][1]),
+                remedy="bring the images back, or give --select none",
+            )
+        pixels.append(batch.pixels.numpy())
+    return np.concatenate(pixels), stored_frames(store, rows)

@@ -1,0 +1,103 @@
+"""Where a model starts: phi_0 from the patches' moments, and the bank under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cfa_index.bank import MemoryBank, PatchSources
+from cfa_index.bundle import (
+    EXEMPLARS_FILE,
+    SOURCES_FILE,
+    VECTORS_FILE,
+    Content,
+    exemplars_table,
+    sources_table,
+)
+from cfa_index.descriptor import PatchDescriptor, initial_descriptor
+from cfa_index.events import Listener, ignore, stage
+from cfa_index.moments import Moments
+from cfa_index.specs import ModelSpec
+from cfa_index.store import PatchStore
+from cfa_index.workflows.compression import compress_store
+from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
+from cfa_index.workflows.extract import inspected_cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A descriptor and its bank, before any training.
+
+    Attributes:
+        spec: the settings that they were made with.
+        phi_0: on the bank's device.
+        bank: frozen.
+        sources: of the memories; None where they are written already, in a model.
+    """
+
+    spec: ModelSpec
+    phi_0: PatchDescriptor
+    bank: MemoryBank
+    sources: PatchSources | None
+
+
+def patch_moments(
+    store: PatchStore, rows: Sequence[int], *, seed: int, listener: Listener = ignore
+) -> Moments:
+    """Mean and covariance of the patches of some images."""
+    with stage(listener, "covariance", len(rows), "images") as advance:
+        return store.moments(
+            rows,
+            cells_of=lambda row: inspected_cells(store, row),
+            seed=seed,
+            on_image=lambda: advance(1),
+        )
+
+
+def needs_moments(spec: ModelSpec) -> bool:
+    """Whether phi_0 is made from the patches' moments."""
+    return spec.descriptor.standardise or spec.descriptor.init == "whiten"
+
+
+def make_start(
+    store: PatchStore,
+    rows: Sequence[int],
+    spec: ModelSpec,
+    *,
+    moments: Moments | None,
+    device: torch.device,
+    listener: Listener = ignore,
+) -> Start:
+    """phi_0 and the bank of some images.
+
+    Args:
+        store, rows: the images.
+        spec: all settings.
+        moments: of these images' patches, where `needs_moments`.
+        device: of the bank.
+        listener: told of progress.
+
+    Raises:
+        BankError, SpecError: see `compress_store`.
+    """
+    phi_0 = initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
+    vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
+    spec.check_memories(len(vectors))  # a letterbox's padding was counted before
+    bank = MemoryBank(vectors, spec.index, device)
+    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, sources=sources)
+
+
+def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) -> dict[str, Content]:
+    """A new bank's files: vectors, sources and, where it is small enough, exemplars."""
+    assert start.sources is not None, "this bank's files are there already"
+    places = memory_sources(store, start.sources)
+    contents: dict[str, Content] = {
+        VECTORS_FILE: start.bank.vectors,
+        SOURCES_FILE: sources_table(places),
+    }
+    if len(start.bank) <= MOST_EXEMPLARS:
+        crops = exemplar_crops(store, start.sources, places, listener)
+        contents[EXEMPLARS_FILE] = exemplars_table(crops)
+    return contents
