@@ -80,43 +80,37 @@ def hybrid_bank(
 def worst_covered(
     stream: PatchStream, centres: NDArray[np.float32], *, limit: int, on_image: OnStep = nothing
 ) -> tuple[PatchSample, NDArray[np.float32]]:
-    """The patches of a stream that are farthest from their nearest centre, in the stream's order.
+    """The patches of a stream that are farthest from their nearest centre, in no order.
 
     Args:
         stream: the patches.
         centres: (k, D') float32.
-        limit: at most so many are kept; half as many more are held for a while.
+        limit: how many are held and kept; all of them where there are fewer.
         on_image: called after each image.
 
     Returns:
         The patches, and their squared distances (n,) float32.
     """
-    room = limit + max(limit // 2, 1)
-    features = np.empty((room, centres.shape[1]), np.float32)
-    rows, cells = np.empty(room, np.int64), np.empty(room, np.int64)
-    sq_distances = np.empty(room, np.float32)
+    features = np.empty((limit, centres.shape[1]), np.float32)
+    rows, cells = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    sq_distances = np.empty(limit, np.float32)
     count, least = 0, -np.inf
-
-    def keep_farthest() -> None:
-        nonlocal count, least
-        kept = np.sort(np.argpartition(sq_distances[:count], count - limit)[count - limit :])
-        for array in (features, rows, cells, sq_distances):
-            array[:limit] = array[kept]
-        count, least = limit, float(sq_distances[:limit].min())
-
     for row, shown, patches in stream():
         found = np.maximum(nearest_rows(patches, centres)[0][:, 0], 0)
-        far = np.flatnonzero(found > least)
-        while len(far):
-            part, far = far[: room - count], far[room - count :]
-            into = slice(count, count + len(part))
-            features[into], rows[into], cells[into] = patches[part], row, shown[part]
-            sq_distances[into] = found[part]
-            count += len(part)
-            if count == room:
-                keep_farthest()
+        coming = np.flatnonzero(found > least)
+        before, count = count, min(limit, count + len(coming))
+        slots = np.arange(before, count)
+        crowd = len(coming) - len(slots)
+        if crowd:  # as many as there is no room for give way: the nearest of those held and those coming
+            held = np.concatenate([sq_distances[:before], found[coming]])
+            leaving = np.argpartition(held, crowd - 1)[:crowd]
+            was_held = leaving < before
+            coming = np.delete(coming, leaving[~was_held] - before)
+            slots = np.concatenate([slots, leaving[was_held]])
+        features[slots], rows[slots], cells[slots] = patches[coming], row, shown[coming]
+        sq_distances[slots] = found[coming]
+        if count == limit:
+            least = float(sq_distances.min())
         on_image()
-    if count > limit:
-        keep_farthest()
     sample = PatchSample(features=features[:count], rows=rows[:count], cells=cells[:count])
     return sample, sq_distances[:count]
