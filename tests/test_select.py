@@ -64,6 +64,8 @@ def test_what_was_chosen_is_a_whole_model(place: Workplace, tmp_path: Path) -> N
     assert cfa("query", image, "-c", "weave", *place.model, "-o", tmp_path).code == 0
     again = cfa("train", "-c", "weave", *place.stores, "--select", "none", "--epochs", "1")
     assert again.code == 0, again
+    # What has chosen a start never comes back into the threshold.
+    assert ModelBundle.load(place.models / "weave").manifest.held_out.uris == bundle.manifest.held_out.uris
 
 
 def test_splits_are_seeded_apart_and_whole() -> None:

@@ -126,8 +126,10 @@ def _train(
     rows, held_rows = split_held_out(store.good_rows, model_spec.held_out, model_spec.seed)
     start = Start(spec=model_spec, phi_0=bundle.initial_descriptor, bank=bundle.bank, sources=None)
     selection = None
+    calibrating = set(bundle.manifest.held_out.uris)  # without those that an earlier choice has seen
+    threshold_rows = [row for row in held_rows if store.images[row].uri in calibrating]
     if spec.select == "synthetic":
-        probe_rows, held_rows = split_probes(held_rows, model_spec.seed)
+        probe_rows, threshold_rows = split_probes(held_rows, model_spec.seed)
         probes = draw_probes(store, probe_rows, bundle.backbone, seed=model_spec.seed, listener=listener)
         selection = Selection(probes)
         start = choose_start(
@@ -205,7 +207,7 @@ def _train(
         seed=model_spec.seed,
         listener=listener,
     )
-    held_out = score_held_out(scorer, store, held_rows, listener)
+    held_out = score_held_out(scorer, store, threshold_rows, listener)
     manifest = replace(
         with_scores(replace(bundle.manifest, spec=start.spec), held_out),
         parent=bundle.manifest.generation,
