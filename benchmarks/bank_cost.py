@@ -24,12 +24,12 @@ from cfa_index import (
     set_threads,
 )
 
-Method = Literal["ema", "mean", "kmeans", "coreset", "full", "padim"]
+Method = Literal["ema", "mean", "kmeans", "hybrid", "coreset", "full", "padim"]
 PADIM_FEATURES = 100
 """PaDiM's for ResNet18."""
 WARM_UP_IMAGES = 2
 _SAMPLE_PATCHES = 8192
-"""Held by `ema`, `mean` and `kmeans`: fewer than by default, so that the bound is reached at few images."""
+"""Held by `ema`, `mean`, `kmeans` and `hybrid`: fewer than by default, so that the bound is reached at few images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,16 +169,17 @@ def main() -> None:
         for name, spec in methods(given.backbone).items():
             for seed in range(1 if name == PUBLISHED else given.seeds):
                 file = given.output / f"{cell_type}-{name.replace(' ', '-').replace(',', '')}-{seed}.json"
-                if not file.exists():
+                settings = {"spec": replace(spec, seed=seed).to_dict(), "weights": backbone.origin.sha256}
+                if not file.exists() or json.loads(file.read_text())["settings"] != settings:
                     started = time.perf_counter()
                     found = run(
                         name, replace(spec, seed=seed), cell_type, backbone, given.output / "features"
                     )
-                    write_json(file, found)
+                    write_json(file, {"settings": settings, "scores": found})
                     print(
                         f"{cell_type} {name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True
                     )
-                for method, scores in json.loads(file.read_text()).items():
+                for method, scores in json.loads(file.read_text())["scores"].items():
                     results.setdefault((method, cell_type), []).append(scores)
     for file in given.peers:
         for key, runs in read_peer(file).items():

@@ -13,8 +13,9 @@ of log(value) over log(images): value ~ images^b.
 The Gaussian is PaDiM's (Defard et al. 2020): mean and covariance at each position of 100 features drawn
 once, as for its ResNet18. Its 550 features for WRN50-2 are computed from that: bytes by formula, time and
 peak times 5.5^2. The bank of `ema`, `mean` and `kmeans` has h*w memories, that of `coreset` a share of all
-patches; sources are searched in 8,192 patches. Made-up features have the shape of ResNet18's at strides 8 and 16; with `--data elpv` they are
-those of solar cells under EfficientNet-Lite0, with `elpv-random` under a random ResNet18.
+patches; the first three hold a sample of 8,192 patches. Made-up features have the shape of ResNet18's at
+strides 8 and 16; with `--data elpv` they are those of solar cells under EfficientNet-Lite0, with
+`elpv-random` under a random ResNet18.
 """
 
 from __future__ import annotations
@@ -134,11 +135,11 @@ def measure_table1(
                     cell = pool.submit(measure_cell, method, store, count, share, seed, threads).result()
                     cells.append(cell)
                     if say is not None:
-                        say(
-                            f"{method}, {count} images: {cell.seconds:.2f} s, {cell.peak_bytes / 2**20:.0f} MiB"
-                        )
+                        mib = cell.peak_bytes / 2**20
+                        say(f"{method}, {count} images: {cell.seconds:.2f} s, {mib:.0f} MiB")
                 label = f"padim-{PADIM_FEATURES}" if method == "padim" else method
                 rows.append(_row(label, method, images, cells, computed=False))
+    # The last method was PaDiM's: its cells are scaled.
     factor = (_PADIM_FEATURES_WRN50 / PADIM_FEATURES) ** 2
     wider = [
         Cell(

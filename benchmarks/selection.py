@@ -5,8 +5,7 @@
 
 For each cell type and seed, models of several initialisations, banks and baselines are built without any
 training. Each is judged twice: by synthetic defects on half of the held-out good cells (what `train --select
-synthetic` sees), and by the doubtful cells (probability 1/3 and 2/3) against all held-out good cells, which
-no selection ever sees. Prints both AUROCs, their rank correlation (Spearman), and what a choice by synthetic
+synthetic` sees), and by the doubtful cells (probability 1/3 and 2/3) against the other half. Prints both AUROCs, their rank correlation (Spearman), and what a choice by synthetic
 AUROC costs against the best and gains over the default.
 """
 
@@ -89,7 +88,8 @@ def run(
         device=_CPU,
     )
     rows, held = split_held_out(store.good_rows, base.held_out, base.seed)
-    probes = draw_probes(store, split_probes(held, base.seed)[0], backbone, seed=base.seed)
+    chosen, unseen = split_probes(held, base.seed)
+    probes = draw_probes(store, chosen, backbone, seed=base.seed)
     batches = load_batches(cells.uncertain, base.features, batch_size=8)
     doubtful = [(backbone.pyramid(batch.pixels), batch.frames) for batch in batches]
     moments = patch_moments(store, rows, seed=base.seed)
@@ -98,17 +98,9 @@ def run(
         start = make_start(store, rows, spec, moments=moments, device=_CPU)
         for baseline in ("position", "none"):
             score = replace(spec.score, baseline=baseline)
-            scorer = calibrated_scorer(
-                backbone,
-                start.phi_0,
-                start.bank,
-                features=spec.features,
-                score=score,
-                store=store,
-                rows=rows,
-                seed=spec.seed,
-            )
-            good = score_held_out(scorer, store, held).scores
+            judged = replace(start, spec=replace(spec, score=score))
+            scorer = calibrated_scorer(backbone, start.phi_0, judged, store=store, rows=rows)
+            good = score_held_out(scorer, store, unseen).scores
             real = _auroc(good, _scores(scorer, doubtful))
             synthetic = probe_auroc(probes, probe_scores(scorer, probes))
             label = name if baseline == "position" else f"{name}, no baseline"

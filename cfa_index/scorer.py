@@ -19,6 +19,9 @@ from cfa_index.images import Frame, valid_mask
 from cfa_index.maps import MapMaker, image_scores
 from cfa_index.specs import FeatureSpec, ScoreSpec
 
+_SPARE = 32
+"""Neighbours beyond K that are looked at for some of another image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
@@ -71,6 +74,27 @@ class Scorer:
     def score_pixels(self, pixels: Tensor, frames: Sequence[Frame]) -> ScoredBatch:
         """Score images: uint8 pixels (B, 3, S, S) and the frame of each."""
         return self.score_pyramid(self.backbone.pyramid(pixels.to(self.bank.device)), frames)
+
+    @torch.inference_mode()
+    def scores_without_own(self, levels: Sequence[Tensor], rows: Tensor, owners: Tensor) -> Tensor:
+        """Patch scores of images that are in the bank, as if it had no memory of theirs; no baseline is taken.
+
+        Args:
+            levels: pyramids of B images.
+            rows: (B,) int64, which images they are.
+            owners: (M,) int64, the image that each memory came from.
+
+        Returns:
+            (B, h, w) float32, infinite where the `_SPARE` + K nearest memories are all the image's own.
+        """
+        patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
+        k = min(len(self.bank), self._neighbors + _SPARE)
+        found = self.bank.search(patches.flatten(0, 1), k, exact=True)
+        image = rows.to(self.bank.device).repeat_interleave(patches.shape[1])
+        own = owners.to(self.bank.device)[found.ids] == image[:, None]
+        others = found.sq_distances.masked_fill(own, torch.inf).sort(dim=1).values[:, : self._neighbors]
+        scores = torch.where(others[:, 0].isinf(), torch.inf, self._patch_scores(others))
+        return scores.view(len(patches), *self._features.grid)
 
     @torch.inference_mode()
     def score_pyramid(self, levels: Sequence[Tensor], frames: Sequence[Frame]) -> ScoredBatch:

@@ -372,7 +372,7 @@ class ModelSpec(_Spec):
             "bank method with a letterbox",
             "neither 'ema' nor 'mean'",
             self.bank.method,
-            "position banks need whole grids; use --method kmeans or another --geometry",
+            "position banks need whole grids; use --method hybrid or another --geometry",
         )
         if not self.bank.counts_all_patches:
             self.check_memories(self.bank.memories(self.features.patches_per_image))
@@ -389,7 +389,7 @@ class ModelSpec(_Spec):
             f"bank size with method '{self.bank.method}'",
             f"at most h*w = {patches}",
             memories,
-            "ask for fewer memories, or use --method kmeans",
+            "ask for fewer memories, or use --method hybrid",
         )
         _require(
             self.score.neighbors <= memories,

@@ -108,3 +108,30 @@ def test_letterbox_padding_has_no_score_and_no_influence() -> None:
 def test_an_empty_batch_is_fine() -> None:
     scorer, _, _ = make()
     assert scorer.score_pixels(pixels(0), []).scores.shape == (0,)
+
+
+@pytest.mark.parametrize("patch_score", ["certainty", "nearest"])
+def test_an_image_is_scored_as_if_the_bank_had_none_of_its_memories(patch_score: PatchScore) -> None:
+    scorer, backbone, phi = make(patch_score=patch_score)
+    levels = backbone.pyramid(pixels(2))
+    owners = torch.arange(40) % 3  # images 0, 1 and 2 own a third of the bank each
+    got = scorer.scores_without_own(levels, torch.tensor([1, 2]), owners)
+    for number, row in enumerate((1, 2)):
+        others = MemoryBank(scorer.bank.vectors[(owners != row).numpy()], IndexSpec(), CPU)
+        score = ScoreSpec(neighbors=4, patch_score=patch_score)
+        alone = Scorer(backbone, phi, others, features=scorer._features, score=score)
+        expected = alone.score_pyramid([level[number : number + 1] for level in levels], frames(1))
+        torch.testing.assert_close(got[number], expected.patch_scores[0], rtol=1e-4, atol=1e-4)
+    assert scorer.scores_without_own(levels, torch.tensor([5, 5]), torch.full((40,), 5)).isinf().all()
+
+
+def test_the_baseline_is_taken_from_every_patch_and_leaves_none_below_zero() -> None:
+    plain, backbone, phi = make(patch_score="nearest")
+    batch = pixels(2)
+    raw = plain.score_pixels(batch, frames(2)).patch_scores
+    baseline = raw.mean(dim=0)
+    score = ScoreSpec(neighbors=4, patch_score="nearest", sigma_px=2.0)
+    scorer = Scorer(backbone, phi, plain.bank, features=plain._features, score=score, baseline=baseline)
+    got = scorer.score_pixels(batch, frames(2)).patch_scores
+    torch.testing.assert_close(got, (raw - baseline).clamp_min(0))
+    assert (got == 0).any()

@@ -22,7 +22,8 @@ class Case:
         margin: alpha as a share of the median squared distance to the K-th memory; None is the
             published 0.1 whatever the scale.
         anchor: weight of the mean squared distance between phi(p) and phi_0(p).
-        refresh: whether the memories move to the means of their patches after each epoch.
+        refresh: whether the memories move to the means of their patches after each epoch, from every second
+            fit cell.
         negatives: what is kept at a distance of more than r beside the loss: nothing, patches with
             Gaussian noise, or patches of synthetic defects.
     """

@@ -116,7 +116,7 @@ def watch(
                     start = phi_0(levels).flatten(0, 1)
                 total = total + case.anchor * (patches - start).square().sum(1).mean()
             if case.negatives != "none":
-                negatives = _negatives(case, cells, phi, levels, part, to_kth, seed + epoch)
+                negatives = _negatives(case, cells, phi, levels, part, to_kth, seed, epoch)
                 total = total + _keep_off(negatives, bank, loss, margin)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -135,9 +135,10 @@ def _negatives(
     part: list[int],
     sq_scale: float,
     seed: int,
+    epoch: int,
 ) -> Tensor:
     """Adapted patches (n, D') that should stay away from the bank."""
-    generator = torch.Generator().manual_seed(seed * 1_000 + part[0])
+    generator = torch.Generator().manual_seed(1_000_000 * seed + 10_000 * epoch + part[0])
     if case.negatives == "noise":
         patches: Tensor = phi(levels).flatten(0, 1)
         noise = torch.randn(patches.shape, generator=generator)

@@ -83,6 +83,8 @@ class ModelBundle:
         vectors = _load_array(path / VECTORS_FILE)
         has_baseline = BASELINE_FILE in manifest.files
         baseline = torch.tensor(_load_array(path / BASELINE_FILE)) if has_baseline else None
+        if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
+            raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
         self.bank = MemoryBank(vectors, manifest.spec.index, device)
         self.scorer = Scorer(
             self.backbone,

@@ -36,7 +36,7 @@ def coreset_bank(
 
     Two passes over the stream. The first holds every patch projected, in float16 as the store does:
     total * min(d, D') * 2 bytes, and 8 more a patch for its norm and distance. The second gathers the
-    memories at full width. The memory of both, and the time that the greedy search will take (from its
+    memories at full width. What the first holds, and the time that the greedy search may take (from its
     first pass), are announced.
 
     Args:
@@ -60,7 +60,6 @@ def coreset_bank(
         points = project_patches(
             stream, total=total, eps=eps, seed=seed, held_bytes=held_bytes, on_image=lambda: advance(1)
         )
-
     held = f"{total:,} patches held in {points.shape[1]} dimensions ({points.nbytes / 2**20:,.0f} MiB)"
 
     def announce(seconds: float) -> None:

@@ -96,5 +96,5 @@ def _check_fits(memories: int, patches: int, method: str) -> None:
         raise BankError(
             expected=f"at most h*w = {patches} memories with method '{method}'",
             got=str(memories),
-            remedy="ask for fewer, or use --method kmeans",
+            remedy="ask for fewer, or use --method hybrid",
         )

@@ -129,17 +129,7 @@ def build(
         patch_moments(store, fit_rows, seed=spec.seed, listener=listener) if needs_moments(spec) else None
     )
     start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
-    scorer = calibrated_scorer(
-        backbone,
-        start.phi_0,
-        start.bank,
-        features=spec.features,
-        score=spec.score,
-        store=store,
-        rows=fit_rows,
-        seed=spec.seed,
-        listener=listener,
-    )
+    scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
     held_out = score_held_out(scorer, store, held_rows, listener)
     contents: dict[str, Content] = {
         DESCRIPTOR_FILE: {

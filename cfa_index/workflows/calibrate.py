@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank
 from cfa_index.baseline import RunningBaseline
 from cfa_index.bundle import HeldOut, Manifest
 from cfa_index.descriptor import PatchDescriptor
@@ -17,9 +16,9 @@ from cfa_index.events import Listener, ignore, stage
 from cfa_index.images import Frame, frame_of
 from cfa_index.metrics import Threshold, conformal_threshold
 from cfa_index.scorer import Scorer
-from cfa_index.specs import FeatureSpec, ScoreSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids
+from cfa_index.workflows.start import Start
 
 BASELINE_IMAGES = 128
 """Enough for the mean of a cell; all of them would cost as much as the bank."""
@@ -38,39 +37,41 @@ def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[i
 def calibrated_scorer(
     backbone: Backbone,
     descriptor: PatchDescriptor,
-    bank: MemoryBank,
+    start: Start,
     *,
-    features: FeatureSpec,
-    score: ScoreSpec,
     store: PatchStore,
     rows: Sequence[int],
-    seed: int,
     listener: Listener = ignore,
 ) -> Scorer:
-    """A scorer with the baseline that `score` asks for, of at most `BASELINE_IMAGES` fit images.
+    """A scorer on the bank of `start`, with the baseline that its settings ask for.
 
-    These are in the bank too: where every patch is a memory their scores are 0, and so is the baseline.
+    The baseline is that of at most `BASELINE_IMAGES` fit images. These are in the bank, and the places that
+    are hardest are those that the bank remembers best; so each is scored without its own memories.
 
     Args:
-        backbone, descriptor, bank, features, score: see `Scorer`.
+        backbone, descriptor: see `Scorer`; the backbone is not called.
+        start: bank, owners and settings; the seed draws the images.
         store, rows: the fit images.
-        seed: of the draw among them.
         listener: told of progress.
     """
-    scorer = Scorer(backbone, descriptor, bank, features=features, score=score)
-    if score.baseline == "none":
+    spec = start.spec
+    scorer = Scorer(backbone, descriptor, start.bank, features=spec.features, score=spec.score)
+    if spec.score.baseline == "none":
         return scorer
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(spec.seed)
     chosen = draw.choice(np.asarray(rows), size=min(BASELINE_IMAGES, len(rows)), replace=False)
-    running = RunningBaseline(features.grid)
+    owners = torch.from_numpy(start.owners)
+    running = RunningBaseline(spec.features.grid)
     with stage(listener, "baseline", len(chosen), "images") as advance:
         for part, levels in iterate_pyramids(store, sorted(chosen.tolist()), READ_IMAGES):
-            scored = scorer.score_pyramid(levels, stored_frames(store, part))
-            inspected = inspected_mask(store, part).view(scored.patch_scores.shape)
-            running.update(scored.patch_scores.cpu().numpy(), inspected.numpy())
+            scores = scorer.scores_without_own(levels, torch.tensor(part), owners).cpu().numpy()
+            inspected = inspected_mask(store, part).view(scores.shape).numpy()
+            running.update(scores, inspected & np.isfinite(scores))
             advance(len(part))
     baseline = torch.from_numpy(running.result())
-    return Scorer(backbone, descriptor, bank, features=features, score=score, baseline=baseline)
+    return Scorer(
+        backbone, descriptor, start.bank, features=spec.features, score=spec.score, baseline=baseline
+    )
 
 
 def stored_frames(store: PatchStore, rows: Sequence[int]) -> list[Frame]:

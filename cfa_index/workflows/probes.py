@@ -15,6 +15,7 @@ from cfa_index.backbones import Backbone
 from cfa_index.defects import DEFECT_KINDS, draw_defect
 from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
+from cfa_index.files import printable, sha256_of_file
 from cfa_index.images import Frame, load_batches, valid_mask
 from cfa_index.metrics import auroc
 from cfa_index.scorer import Scorer
@@ -73,14 +74,22 @@ def draw_probes(
         listener: told of progress.
 
     Raises:
-        DatasetError: an image is gone or cannot be read any more.
+        DatasetError: an image is gone, or is not the one that the store was made of.
     """
     features = store.header.features
     device = next(backbone.parameters()).device
-    parts: list[list[Tensor]] = [store.read(rows)]
+    pixels, frames = _read(store, rows)
+    inside = valid_mask(frames, (features.size_px, features.size_px)).numpy()
+    parts: list[list[Tensor]] = []
+
+    def add(images: NDArray[np.uint8]) -> None:
+        batches = torch.split(torch.from_numpy(images), 8)
+        parts.extend(
+            [level.half().cpu() for level in backbone.pyramid(batch.to(device))] for batch in batches
+        )
+
     with stage(listener, "synthetic defects", len(DEFECT_KINDS) * len(rows), "defects") as advance:
-        pixels, frames = _read(store, rows)
-        inside = valid_mask(frames, (features.size_px, features.size_px)).numpy()
+        add(pixels)  # again, so that good ones and defects come the same way
         for kind in DEFECT_KINDS:
             drawn = [
                 draw_defect(
@@ -88,9 +97,7 @@ def draw_probes(
                 ).pixels
                 for number, (row, image) in enumerate(zip(rows, pixels, strict=True))
             ]
-            for batch in torch.split(torch.from_numpy(np.stack(drawn)), 8):
-                levels = backbone.pyramid(batch.to(device))
-                parts.append([level.half().cpu() for level in levels])
+            add(np.stack(drawn))
             advance(len(rows))
     whole = [torch.cat([part[number] for part in parts]) for number in range(len(features.strides))]
     labels = np.arange(len(whole[0])) >= len(rows)
@@ -116,13 +123,13 @@ def probe_auroc(probes: Probes, scores: NDArray[np.float32]) -> float:
 
 def _read(store: PatchStore, rows: Sequence[int]) -> tuple[NDArray[np.uint8], list[Frame]]:
     files = [Path(store.header.source) / store.images[row].uri for row in rows]
-    pixels = []
-    for batch in load_batches(files, store.header.features, batch_size=8):
-        if batch.errors:
+    for file, row in zip(files, rows, strict=True):
+        same = file.is_file() and sha256_of_file(file) == store.images[row].sha256
+        if not same:
             raise DatasetError(
-                expected="the held-out images where build found them",
-                got=str(batch.errors[0][1]),
-                remedy="bring the images back, or give --select none",
+                expected="the held-out images as build found them",
+                got=f"{printable(str(file))}, {'changed since' if file.is_file() else 'no such file'}",
+                remedy="bring the images back, build again, or give --select none",
             )
-        pixels.append(batch.pixels.numpy())
-    return np.concatenate(pixels), stored_frames(store, rows)
+    batches = load_batches(files, store.header.features, batch_size=8)
+    return np.concatenate([batch.pixels.numpy() for batch in batches]), stored_frames(store, rows)

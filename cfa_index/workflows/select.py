@@ -1,8 +1,9 @@
 """Choosing a start and an epoch by synthetic defects, where no labelled ones may decide.
 
-What the model has stays unless something else is better beyond doubt: the interval of a paired bootstrap of
-the difference in AUROC has to lie above zero. So a choice by defects that are no real ones does little harm
-where they cannot tell two settings apart.
+What the model has stays unless something else is better beyond chance: the interval of a paired bootstrap of
+the difference in AUROC has to lie above zero. The bootstrap draws images, each with all the defects drawn on
+it, and the level is divided among all trials (Bonferroni). So a choice by defects that are no real ones does
+little harm where they cannot tell two settings apart.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from numpy.typing import NDArray
 from cfa_index.backbones import Backbone
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.metrics import paired_auroc_difference
 from cfa_index.scorer import Scorer
 from cfa_index.specs import Initialisation, ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.calibrate import calibrated_scorer
-from cfa_index.workflows.probes import Probes, probe_auroc, probe_scores
+from cfa_index.workflows.probes import Probes, probe_scores
 from cfa_index.workflows.start import Start, make_start, patch_moments
 
 _STARTS: tuple[tuple[Initialisation, float], ...] = (
@@ -31,6 +31,8 @@ _STARTS: tuple[tuple[Initialisation, float], ...] = (
     ("identity", 0.0),
 )
 _SMALLER_BANK = 4
+_MOST_STARTS = 6
+_RESAMPLES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,9 @@ class Trial:
 
     Attributes:
         axis: `initialisation`, `bank` or `epoch`.
-        choice: what was tried, in words; the first of an axis is what the model had.
+        choice: what was tried, in words; the first of all is what the model had.
         synthetic_auroc: synthetic defects against the good images that they were drawn on.
-        gain, gain_low, gain_high: over what was kept before it, with a paired 95% bootstrap interval.
+        gain, gain_low, gain_high: over what was kept before it, with its interval.
         kept: whether it took that one's place.
     """
 
@@ -57,26 +59,27 @@ class Trial:
 class Selection:
     """What is kept so far, and everything that was tried."""
 
-    def __init__(self, probes: Probes) -> None:
+    def __init__(self, probes: Probes, *, epochs: int) -> None:
         self.probes = probes
         self.trials: list[Trial] = []
-        self._best: NDArray[np.float32] | None = None
+        self._level = 1 - 0.05 / (_MOST_STARTS + epochs)
+        self._best: NDArray[np.float64] | None = None
 
     def consider(self, axis: str, choice: str, scorer: Scorer) -> bool:
         """Score the probes; whether this is to be kept in place of what was."""
         scores = probe_scores(scorer, self.probes)
-        gain, low, high = 0.0, 0.0, 0.0
-        if self._best is not None:
-            gain, low, high = paired_auroc_difference(self.probes.labels, scores, self._best)
+        wins = win_shares(self.probes.labels, scores)
+        gain, low, high = (
+            (0.0, 0.0, 0.0) if self._best is None else paired_gain(wins, self._best, self._level)
+        )
         kept = self._best is None or low > 0
         if kept:
-            self._best = scores
-        value = probe_auroc(self.probes, scores)
+            self._best = wins
         self.trials.append(
             Trial(
                 axis=axis,
                 choice=choice,
-                synthetic_auroc=value,
+                synthetic_auroc=float(wins.mean()),
                 gain=gain,
                 gain_low=low,
                 gain_high=high,
@@ -84,6 +87,35 @@ class Selection:
             )
         )
         return kept
+
+
+def win_shares(labels: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n, n): how many of the defects drawn on image j score above good image i, as a share; ties half.
+
+    Its mean is the AUROC; with images drawn t times, it is t^T W t / n^2.
+
+    Args:
+        labels: bool (5n,), as `Probes` has them.
+        scores: (5n,) float32.
+    """
+    good = scores[~labels]
+    drawn = scores[labels].reshape(-1, len(good))  # (kinds, n)
+    above = drawn[:, None, :] > good[None, :, None]
+    ties = drawn[:, None, :] == good[None, :, None]
+    shares: NDArray[np.float64] = (above + 0.5 * ties).mean(axis=0)
+    return shares
+
+
+def paired_gain(
+    wins: NDArray[np.float64], before: NDArray[np.float64], level: float
+) -> tuple[float, float, float]:
+    """AUROC of one minus that of another, with a bootstrap interval over images, each with its defects."""
+    count = len(wins)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    difference = wins - before
+    values = np.einsum("ri,ij,rj->r", drawn, difference, drawn, optimize=True) / count**2
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference.mean()), float(low), float(high)
 
 
 def choose_start(
@@ -110,21 +142,15 @@ def choose_start(
     kept = own
 
     def scorer_of(start: Start) -> Scorer:
-        return calibrated_scorer(
-            backbone,
-            start.phi_0,
-            start.bank,
-            features=start.spec.features,
-            score=start.spec.score,
-            store=store,
-            rows=rows,
-            seed=start.spec.seed,
-            listener=listener,
-        )
+        return calibrated_scorer(backbone, start.phi_0, start, store=store, rows=rows, listener=listener)
 
     selection.consider("initialisation", "as built", scorer_of(own))
     moments = patch_moments(store, rows, seed=own.spec.seed, listener=listener)
-    for axis, choices in (("initialisation", _initialisations), ("bank", _banks)):
+    for axis, choices in (
+        ("initialisation", _initialisations),
+        ("bank", _methods),
+        ("bank", _sizes),
+    ):
         for choice, spec in choices(kept.spec):
             start = make_start(store, rows, spec, moments=moments, device=own.bank.device, listener=listener)
             if selection.consider(axis, choice, scorer_of(start)):
@@ -153,16 +179,7 @@ def choose_epoch(
     chosen = 0
     with stage(listener, "selection", len(epochs), "epochs") as advance:
         for number, phi in enumerate(epochs, start=1):
-            scorer = calibrated_scorer(
-                backbone,
-                phi,
-                start.bank,
-                features=start.spec.features,
-                score=start.spec.score,
-                store=store,
-                rows=rows,
-                seed=start.spec.seed,
-            )
+            scorer = calibrated_scorer(backbone, phi, start, store=store, rows=rows)
             if selection.consider("epoch", str(number), scorer):
                 chosen = number
             advance(1)
@@ -182,9 +199,13 @@ def _initialisations(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
             yield words, replace(spec, descriptor=tried)
 
 
-def _banks(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
-    if spec.bank.method != "hybrid":
+def _methods(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
+    if spec.bank.method != "hybrid" and not spec.bank.counts_all_patches:
         yield "hybrid", replace(spec, bank=replace(spec.bank, method="hybrid"))
-    if spec.bank.size is not None and spec.bank.size // _SMALLER_BANK > spec.score.neighbors:
-        size = spec.bank.size // _SMALLER_BANK
+
+
+def _sizes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
+    size = (spec.bank.size or 0) // _SMALLER_BANK
+    needed = max(spec.score.neighbors, spec.train.attract + spec.train.repel)
+    if not spec.bank.counts_all_patches and size >= needed:
         yield f"{size} memories", replace(spec, bank=replace(spec.bank, size=size))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cfa_index.bank import MemoryBank, PatchSources
 from cfa_index.bundle import (
@@ -13,6 +15,7 @@ from cfa_index.bundle import (
     SOURCES_FILE,
     VECTORS_FILE,
     Content,
+    ModelBundle,
     exemplars_table,
     sources_table,
 )
@@ -34,12 +37,14 @@ class Start:
         spec: the settings that they were made with.
         phi_0: on the bank's device.
         bank: frozen.
+        owners: (M,) int64, row in the store of the image that each memory came from.
         sources: of the memories; None where they are written already, in a model.
     """
 
     spec: ModelSpec
     phi_0: PatchDescriptor
     bank: MemoryBank
+    owners: NDArray[np.int64]
     sources: PatchSources | None
 
 
@@ -86,7 +91,14 @@ def make_start(
     vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
     bank = MemoryBank(vectors, spec.index, device)
-    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, sources=sources)
+    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=sources.rows, sources=sources)
+
+
+def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
+    """Where a model's training starts: its phi_0 and its bank, under settings that may differ in `train`."""
+    row_of = {image.uri: row for row, image in enumerate(store.images)}
+    owners = np.array([row_of[source.uri] for source in bundle.sources], dtype=np.int64)
+    return Start(spec=spec, phi_0=bundle.initial_descriptor, bank=bundle.bank, owners=owners, sources=None)
 
 
 def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) -> dict[str, Content]:

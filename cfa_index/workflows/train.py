@@ -1,9 +1,13 @@
-"""Adapt phi against the frozen bank (Eqs. 1-3). Training reads the store; the backbone is not called."""
+"""Adapt phi against the frozen bank (Eqs. 1-3).
+
+Training reads the store; the backbone is called only for synthetic defects, where they choose.
+"""
 
 from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import io
 import math
 import time
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bundle import (
@@ -37,7 +42,7 @@ from cfa_index.bundle import (
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.errors import SpecError, StoreError
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.files import sha256_of_file
+from cfa_index.files import sha256_of_file, sha256_of_json
 from cfa_index.scorer import Scorer
 from cfa_index.specs import TrainSpec
 from cfa_index.store import PatchStore, StoreHeader
@@ -48,7 +53,7 @@ from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
 from cfa_index.workflows.extract import inspected_mask, store_path
 from cfa_index.workflows.probes import draw_probes, split_probes
 from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
-from cfa_index.workflows.start import Start, bank_contents
+from cfa_index.workflows.start import Start, bank_contents, start_of
 from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot
 
 
@@ -100,7 +105,9 @@ def train(
     Raises:
         BundleError: there is no model, or it is damaged.
         StoreError: the store is missing or damaged, or the images have changed since the build.
-        SpecError: K + J is larger than the bank, or `drop_last` leaves no batch.
+        SpecError: K + J is larger than the bank, `drop_last` leaves no batch, or too few images were held
+            out for `select`.
+        DatasetError: `select` needs a held-out image that is gone or was changed.
     """
     with category_lock(models_dir / category):
         return _train(models_dir, category, spec, features_dir, seed, device, weights, keep_epochs, listener)
@@ -124,18 +131,18 @@ def _train(
     model_spec = replace(bundle.manifest.spec, train=spec)
     store = open_store(bundle, features_dir)
     rows, held_rows = split_held_out(store.good_rows, model_spec.held_out, model_spec.seed)
-    start = Start(spec=model_spec, phi_0=bundle.initial_descriptor, bank=bundle.bank, sources=None)
+    start = start_of(bundle, store, model_spec)
+    _check_trainable(spec, len(start.bank), len(rows))
     selection = None
     calibrating = set(bundle.manifest.held_out.uris)  # without those that an earlier choice has seen
     threshold_rows = [row for row in held_rows if store.images[row].uri in calibrating]
     if spec.select == "synthetic":
         probe_rows, threshold_rows = split_probes(held_rows, model_spec.seed)
         probes = draw_probes(store, probe_rows, bundle.backbone, seed=model_spec.seed, listener=listener)
-        selection = Selection(probes)
+        selection = Selection(probes, epochs=spec.epochs)
         start = choose_start(
             selection, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
         )
-    _check_trainable(spec, len(start.bank), len(rows))
     phi = copy.deepcopy(start.phi_0)
     if isinstance(spec.radius, str):
         radius = median_radius(store, rows, phi, start.bank, spec)
@@ -146,6 +153,8 @@ def _train(
     identity |= {"train": str(spec.to_dict())}
     keeping = keep_epochs or selection is not None
     identity |= {"epochs": "kept"} if keeping else {}
+    if selection is not None:  # it is chosen anew on each resume, which must not go on from another start
+        identity |= {"start": sha256_of_json(start.spec.to_dict()), "bank": _sha256(start.bank.vectors)}
     folder = models_dir / category / "checkpoint"
     done = read_checkpoint(folder, identity)
     if done and keeping and not are_kept(folder, identity, len(done.log)):
@@ -188,7 +197,7 @@ def _train(
                 keep_epoch(folder, identity, epoch + 1, trainer.descriptor)
             write_checkpoint(folder, identity, snapshot(trainer, log))
 
-    epoch, radius = len(log), float(trainer.loss.radius.detach())
+    epoch, radius = len(log), float(trainer.loss.radius.detach()) if log else 0.0
     if selection is not None:
         kept = epoch_descriptors(kept_epochs(folder, identity, len(log)), start.phi_0)
         epoch = choose_epoch(
@@ -196,17 +205,7 @@ def _train(
         )
         phi = kept[epoch - 1] if epoch else start.phi_0
         radius = log[epoch - 1].radius if epoch else 0.0
-    scorer = calibrated_scorer(
-        bundle.backbone,
-        phi,
-        start.bank,
-        features=start.spec.features,
-        score=start.spec.score,
-        store=store,
-        rows=rows,
-        seed=model_spec.seed,
-        listener=listener,
-    )
+    scorer = calibrated_scorer(bundle.backbone, phi, start, store=store, rows=rows, listener=listener)
     held_out = score_held_out(scorer, store, threshold_rows, listener)
     manifest = replace(
         with_scores(replace(bundle.manifest, spec=start.spec), held_out),
@@ -303,7 +302,7 @@ def _contents(
     scorer: Scorer,
     log: Sequence[EpochLog],
 ) -> dict[str, Content]:
-    """Files of the trained generation; those of the bank are its parent's."""
+    """Files of the trained generation; those of the bank are its parent's, unless it has another bank."""
     contents: dict[str, Content] = {
         DESCRIPTOR_FILE: {
             **descriptor_tensors(phi, "phi"),
@@ -314,10 +313,15 @@ def _contents(
     }
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
-    for name in (BACKBONE_FILE, VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE):
+    banks = (VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE) if start.sources is None else ()
+    for name in (BACKBONE_FILE, *banks):
         if name in bundle.manifest.files:
             contents[name] = bundle.path / name
     return contents
+
+
+def _sha256(vectors: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()
 
 
 def _csv(kind: type[EpochLog] | type[Trial], rows: Sequence[EpochLog] | Sequence[Trial]) -> bytes:

@@ -106,8 +106,8 @@ def build_command(
         typer.Option(
             "--method",
             help=o.with_default(
-                "How patches become memories. kmeans: centres of a sample. coreset: PatchCore's, patches that "
-                "cover all others. random: drawn patches. full: every patch. ema, mean: averages by position, "
+                "How patches become memories. hybrid: half centres of a sample, half patches that these cover "
+                "worst. kmeans: centres alone. coreset: PatchCore's, patches that cover all others. random: drawn patches. full: every patch. ema, mean: averages by position, "
                 "as in the paper and in its code.",
                 _DEFAULTS.bank.method,
             ),
@@ -154,7 +154,7 @@ def build_command(
         typer.Option(
             "--baseline",
             help=o.with_default(
-                "position: judge a patch by what exceeds the usual score at its place.",
+                "position: judge a patch by what exceeds the usual score at its place. none: by its score.",
                 _DEFAULTS.score.baseline,
             ),
             rich_help_panel=o.SCORE,

@@ -93,10 +93,11 @@ def train_command(
 ) -> None:
     """Adapt the patch descriptor against the bank (the paper's Eqs. 1-3).
 
-    Reads the features that build has kept: the backbone does not run. Training always starts from
-    the descriptor of the build (phi_0), never from that of an earlier training; one that was stopped
-    goes on from its last epoch when the same command is given again. The result is a new generation
-    of the model; settings that are not given are those of the current one.
+    Reads the features that build has kept: the backbone does not run, but for --select synthetic, which
+    draws defects on held-out good images. Training always starts from the descriptor of the build
+    (phi_0), or from the one that a selection has chosen, never from that of an earlier training; one
+    that was stopped goes on from its last epoch when the same command is given again. The result is a
+    new generation of the model; settings that are not given, --select too, are those of the current one.
 
     Example:
 
