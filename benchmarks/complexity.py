@@ -12,8 +12,8 @@ of log(value) over log(images): value ~ images^b.
 
 The Gaussian is PaDiM's (Defard et al. 2020): mean and covariance at each position of 100 features drawn
 once, as for its ResNet18. Its 550 features for WRN50-2 are computed from that: bytes by formula, time and
-peak times 5.5^2. The bank of `ema`, `mean` and `kmeans` has h*w memories, that of `coreset` a share of all
-patches; the first three hold a sample of 8,192 patches. Made-up features have the shape of ResNet18's at
+peak times 5.5^2. The bank of `ema`, `mean`, `kmeans` and `hybrid` has h*w memories, that of `coreset` a
+share of all patches; the first four hold a sample of 8,192 patches. Made-up features have the shape of ResNet18's at
 strides 8 and 16; with `--data elpv` they are those of solar cells under EfficientNet-Lite0, with
 `elpv-random` under a random ResNet18.
 """
@@ -51,6 +51,7 @@ _PAPER = {
     "ema": ("CFA", "O(HWD')", "g(HxWxD)"),
     "mean": ("CFA, its code", "O(HWD')", "g(HxWxD)"),
     "kmeans": ("ours", "-", "-"),
+    "hybrid": ("ours, by default", "-", "-"),
     "coreset": ("PatchCore", "O(|X|HWD')", "|X|xg(HxW)xD'"),
     "full": ("SPADE", "O(|X|HWD)", "|X|xHxWxD"),
     "padim": ("PaDiM", "O(|X|HWD^2)", "HxWxD^2"),

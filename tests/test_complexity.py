@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from streams import random_images, stream_of
 
-from benchmarks.bank_cost import Cell, measure_cell, padim_bytes, padim_gaussian
-from benchmarks.complexity import _make_store, _row, exponent, measure_table1, table
+from benchmarks.bank_cost import Cell, Method, measure_cell, padim_bytes, padim_gaussian
+from benchmarks.complexity import _PAPER, _make_store, _row, exponent, measure_table1, table
 from cfa_index.specs import FeatureSpec
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,10 @@ def test_a_row_is_plain_and_its_table_is_markdown() -> None:
     assert r"| coreset (computed) | 1 | 1 | 0.00 | PatchCore | \|X\|xg(HxW)xD' |" in text
 
 
+def test_every_method_stands_for_a_system() -> None:
+    assert set(_PAPER) == set(get_args(Method))
+
+
 @pytest.mark.parametrize("images", [(8,), (8, 8), (1, 8), ()])
 def test_a_slope_needs_two_numbers_of_images(images: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected two numbers of images or more"):
@@ -79,8 +84,8 @@ def test_the_quick_table_runs(tmp_path: Path) -> None:
     )
     rows = json.loads(file.read_text())
     assert [row["method"] for row in rows] == [
-        *("ema", "mean", "kmeans", "coreset", "full", "padim-100", "padim-550"),
+        *("ema", "mean", "kmeans", "hybrid", "coreset", "full", "padim-100", "padim-550"),
     ]
-    assert [row["computed"] for row in rows] == [False] * 6 + [True]
+    assert [row["computed"] for row in rows] == [False] * 7 + [True]
     assert "machine: " in done.stdout
     assert min(min(row["seconds"]) for row in rows) > 0

@@ -156,6 +156,8 @@ def test_a_value_is_the_mean_over_classes_then_over_seeds() -> None:
     assert (value.seeds, value.classes) == (2, 2)
     assert tables.difference(entry, value) == pytest.approx(2.5)
     assert tables.difference(replace(entry, of=15), value) is None
+    misprint = replace(entry, of=2, table="4", row="carpet", column="CFA")
+    assert tables.difference(misprint, value) is None
 
 
 def test_of_alternatives_the_better_counts_for_each_metric_by_itself() -> None:

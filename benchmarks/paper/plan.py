@@ -318,7 +318,7 @@ def _ablations(options: Options) -> Iterator[Entry]:
         **{f"phi_0 of init {name}": _initialised(init=name) for name in ("torch", "identity")},
         "phi_0 of init identity, standardised": _initialised(init="identity", standardise=True),
         "phi_0 of init whiten": _initialised(init="whiten", standardise=True),
-        **{f"bank {name}": _banked(method=name) for name in ("mean", "kmeans", "random")},
+        **{f"bank {name}": _banked(method=name) for name in ("mean", "kmeans", "hybrid", "random")},
         "bank coreset, 1% of all patches": _banked(method="coreset", share=0.01),
         "bank full, untrained": lambda spec: _untrained(_banked(method="full")(spec)),
     }

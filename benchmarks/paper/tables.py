@@ -43,10 +43,12 @@ _MADE_UP = (
     " accuracy they mean nothing.**"
 )
 _LEGEND = (
-    "In percent: published / ours / difference. Ours is the mean and the standard deviation over {seeds}"
-    " seed(s) of raw scores at the last epoch, pixels at the images' own resolution; CFA++ is the fused pair of"
-    " the crop's and the whole frame's model. `*`: copied by the paper from other systems, printed as published"
-    " and not run here."
+    "In percent: published / ours / difference; raw scores, pixels at the images' own resolution. `*`: copied by"
+    " the paper from other systems, printed as published and not run here."
+)
+_LEGEND_LAST = (
+    "Ours is the mean, with the standard deviation where there are several, over {seeds} seed(s) at the last epoch;"
+    " CFA++ is the fused pair of the crop's and the whole frame's model."
 )
 _LEGEND_PUBLISHED = (
     "`[published protocol]`: the best epoch *on the test set*, each metric by itself, and CFA++ the better of crop"
@@ -98,10 +100,17 @@ def value_of(entry: Entry, results: Mapping[Cell, Result]) -> Value:
 
 
 def difference(entry: Entry, value: Value) -> float | None:
-    """Ours less the published, in points; None where the two are means over different numbers of classes."""
-    if entry.published is None or value.mean is None or value.classes != entry.of:
+    """Ours less the published, in points.
+
+    None where the two are means over different numbers of classes, and where the published is a misprint.
+    """
+    if entry.published is None or value.mean is None or value.classes != entry.of or _misprint(entry):
         return None
     return value.mean - entry.published
+
+
+def _misprint(entry: Entry) -> str:
+    return p.MISPRINTS.get((entry.table, entry.row, entry.column), "")
 
 
 def records(options: Options, results: Mapping[Cell, Result]) -> list[dict[str, Any]]:
@@ -126,7 +135,7 @@ def records(options: Options, results: Mapping[Cell, Result]) -> list[dict[str, 
                 "classes_published": entry.of,
                 "protocol": first.protocol if first else None,
                 "settings": _settings(entry),
-                "note": value.note or p.MISPRINTS.get((entry.table, entry.row, entry.column), ""),
+                "note": value.note or _misprint(entry),
             }
         )
     return found
@@ -170,7 +179,9 @@ def markdown(options: Options, results: Mapping[Cell, Result]) -> str:
             f"Run on {len(options.categories)} of 15 classes ({', '.join(options.categories)}): where the published"
             " number is a mean over more classes than ours, no difference is given."
         )
-    parts.append(_LEGEND.format(seeds=len(options.seeds)))
+    parts.append(_LEGEND)
+    if "last" in options.protocols:
+        parts.append(_LEGEND_LAST.format(seeds=len(options.seeds)))
     if "published" in options.protocols:
         parts.append(_LEGEND_PUBLISHED)
     if 1 in options.tables:
@@ -185,12 +196,11 @@ def markdown(options: Options, results: Mapping[Cell, Result]) -> str:
             *([_NOTES[name]] if name in _NOTES else []),
             *dict.fromkeys(f"Misprint: {n}." for n in notes),
         ]
-        settings = {
-            entry.column if name in "234" else entry.row: text
-            for entry in several
-            if (text := _settings(entry))
-        }
-        parts.append("Settings:\n\n" + "\n".join(f"- {what}: {text}" for what, text in settings.items()))
+        settings: dict[str, str] = {}
+        for entry in several:
+            if entry.classes:
+                settings.setdefault(_settings(entry), entry.column if name in "234" else entry.row)
+        parts.append("Settings:\n\n" + "\n".join(f"- {what}: {text}" for text, what in settings.items()))
     failed = {cell: result.error for cell, result in results.items() if result.error}
     if failed:
         parts.append("## Cells that failed")
@@ -215,7 +225,7 @@ def _text(entry: Entry, value: Value) -> str:
     was = "–" if entry.published is None else f"{entry.published:.{digits}f}"
     if entry.metric == "images_per_second":
         return f"{entry.published:.0f}"
-    if (entry.table, entry.row, entry.column) in p.MISPRINTS:
+    if _misprint(entry):
         was += " (misprint)"
     if entry.copied:
         return f"{was}*"
