@@ -101,7 +101,7 @@ def feature_view(
         lefts[0],
         under + 36,
         f"horizontal and vertical: principal components, {first} and {second} of the variance; "
-        "colour: patch score",
+        "colour: patch score, before the baseline",
         size_px=_NOTE_SIZE_PX,
         colour=FAINT,
     )
