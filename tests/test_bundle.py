@@ -186,6 +186,21 @@ def test_a_manifest_of_schema_version_1_is_still_read() -> None:
     }
 
 
+def test_a_manifest_of_schema_version_1_means_what_it_meant() -> None:
+    spec = read_manifest(FIXTURES / "manifest-v1").spec
+    assert (spec.bank.method, spec.bank.share, spec.bank.coverage) == ("kmeans", None, 0.5)
+    assert (spec.descriptor.expansion, spec.score.baseline) == (1.0, "none")
+    assert (spec.train.learn_radius, spec.train.select) == (True, "none")
+
+
+def test_a_manifest_of_schema_version_2_is_still_read() -> None:
+    """Written on the day version 2 was made; this file is never written again."""
+    manifest = read_manifest(FIXTURES / "manifest-v2")
+    assert (manifest.category, manifest.generation, manifest.action) == ("weave", "0002", "train")
+    assert (manifest.spec.bank.method, manifest.spec.score.baseline) == ("hybrid", "position")
+    assert "baseline.npy" in manifest.files
+
+
 def test_manifests_come_back_as_they_were(bundle: ModelBundle, tmp_path: Path) -> None:
     document = bundle.manifest.to_dict()
     assert Manifest.from_dict(json.loads(json.dumps(document)), tmp_path) == bundle.manifest
