@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.elpv import auroc_of, image_scores
 from benchmarks.machine import describe
 from cfa_index import (
     Backbone,
     GoodImages,
     ModelBundle,
     ModelSpec,
-    auroc,
     build,
     load_backbone,
     paired_auroc_difference,
@@ -100,12 +100,8 @@ def run(
 
 
 def _scores(model: Path, files: Sequence[Path]) -> dict[str, float]:
-    bundle = ModelBundle.load(model)
-    found: dict[str, float] = {}
-    for start in range(0, len(files), 32):
-        part = files[start : start + 32]
-        found |= {file.name: one.score for file, one in zip(part, bundle.score(part), strict=True)}
-    return found
+    scores = image_scores(ModelBundle.load(model), files)
+    return dict(zip((file.name for file in files), scores.tolist(), strict=True))
 
 
 def read_peer(file: Path) -> dict[tuple[str, str], list[dict[str, float]]]:
@@ -132,7 +128,7 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], cell
         if kind != cell_type:
             continue
         runs = [_array(one, names) for one in results[method, kind]]
-        values = [100 * (auroc(labels, run) or 0.0) for run in runs]
+        values = [100 * auroc_of(labels, run) for run in runs]
         spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         differences = []
         for seed, one in enumerate(ours):

@@ -42,8 +42,16 @@ Split = Literal["dev", "test"]
 
 
 def image_scores(bundle: ModelBundle, files: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Raw scores (n,) of some files."""
-    return np.array([verdict.score for verdict in bundle.score(files)])
+    """Raw scores (n,) of some files, a few at a time: a verdict holds its map."""
+    parts = [files[start : start + 32] for start in range(0, len(files), 32)]
+    return np.array([verdict.score for part in parts for verdict in bundle.score(part)])
+
+
+def auroc_of(labels: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
+    """The AUROC where both classes are there."""
+    value = auroc(labels, scores)
+    assert value is not None, "both classes are in every split"
+    return value
 
 
 def run_seed(
@@ -74,8 +82,8 @@ def run_seed(
 
 def summarise(runs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
     """Mean and deviation over seeds, and the paired difference of training."""
-    before = [_auroc(labels, old) for labels, old, _ in runs]
-    after = [_auroc(labels, new) for labels, _, new in runs]
+    before = [auroc_of(labels, old) for labels, old, _ in runs]
+    after = [auroc_of(labels, new) for labels, _, new in runs]
     differences = [paired_auroc_difference(labels, new, old) for labels, old, new in runs]
     return {
         "before": {
@@ -88,12 +96,6 @@ def summarise(runs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
         },
         "after_minus_before_by_seed": [list(map(float, one)) for one in differences],
     }
-
-
-def _auroc(labels: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
-    value = auroc(labels, scores)
-    assert value is not None, "both classes are in every split"
-    return value
 
 
 def change(spec: ModelSpec, changes: Sequence[str]) -> ModelSpec:

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.elpv import auroc_of
 from benchmarks.machine import describe
 from cfa_index import (
     Backbone,
     Frame,
     ModelSpec,
     Scorer,
-    auroc,
     calibrated_scorer,
     draw_probes,
     extract,
@@ -37,7 +37,6 @@ from cfa_index import (
     make_start,
     patch_moments,
     preset,
-    probe_auroc,
     probe_scores,
     score_held_out,
     set_threads,
@@ -101,8 +100,10 @@ def run(
             judged = replace(start, spec=replace(spec, score=score))
             scorer = calibrated_scorer(backbone, start.phi_0, judged, store=store, rows=rows)
             good = score_held_out(scorer, store, unseen).scores
-            real = _auroc(good, _scores(scorer, doubtful))
-            synthetic = probe_auroc(probes, probe_scores(scorer, probes))
+            bad = _scores(scorer, doubtful)
+            labels = np.arange(len(good) + len(bad)) >= len(good)
+            real = auroc_of(labels, np.array([*good, *bad]))
+            synthetic = auroc_of(probes.labels, probe_scores(scorer, probes))
             label = name if baseline == "position" else f"{name}, no baseline"
             found[label] = (synthetic, real)
             print(
@@ -117,12 +118,6 @@ def _scores(scorer: Scorer, batches: list[tuple[list[torch.Tensor], list[Frame]]
     for levels, frames in batches:
         scores += scorer.score_pyramid(levels, frames).scores.tolist()
     return scores
-
-
-def _auroc(good: tuple[float, ...], bad: list[float]) -> float:
-    value = auroc(np.arange(len(good) + len(bad)) >= len(good), np.array([*good, *bad]))
-    assert value is not None, "both classes are there"
-    return value
 
 
 def main() -> None:

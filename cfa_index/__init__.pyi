@@ -142,7 +142,6 @@ from .presets import (
 )
 from .pyramid import (
     patches_at as patches_at,
-    upsampling_matrix as upsampling_matrix,
 )
 from .report import (
     Cloud as Cloud,
@@ -213,7 +212,6 @@ from .workflows.figures import (
 from .workflows.probes import (
     Probes as Probes,
     draw_probes as draw_probes,
-    probe_auroc as probe_auroc,
     probe_scores as probe_scores,
     split_probes as split_probes,
 )

@@ -104,6 +104,11 @@ def coordinates(grid: tuple[int, int]) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
+def needs_moments(spec: DescriptorSpec) -> bool:
+    """Whether phi_0 is made from the patches' mean and covariance."""
+    return spec.standardise or spec.init == "whiten"
+
+
 def initial_descriptor(
     spec: DescriptorSpec, channels: Sequence[int], moments: Moments | None, *, seed: int
 ) -> PatchDescriptor:
@@ -119,15 +124,15 @@ def initial_descriptor(
         SpecError: the moments are missing or of another width.
     """
     depth = sum(channels)
-    needs_moments = spec.standardise or spec.init == "whiten"
-    if needs_moments and (moments is None or moments.mean.shape != (depth,)):
+    needed = needs_moments(spec)
+    if needed and (moments is None or moments.mean.shape != (depth,)):
         raise SpecError(
             expected=f"the mean and covariance of {depth}-dimensional patches",
             got="none" if moments is None else f"{moments.mean.shape[0]} dimensions",
             remedy="build the store first",
         )
     mean, std = torch.zeros(depth), torch.ones(depth)
-    if needs_moments and moments is not None:
+    if needed and moments is not None:
         mean = torch.from_numpy(moments.mean)
         if spec.standardise:
             std = torch.from_numpy(_floored_std(moments, channels))

@@ -24,6 +24,7 @@ from cfa_index.bundle import (
     descriptor_tensors,
     write_generation,
 )
+from cfa_index.descriptor import needs_moments
 from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
@@ -34,7 +35,7 @@ from cfa_index.workflows.extract import (
     store_header,
     store_path,
 )
-from cfa_index.workflows.start import bank_contents, make_start, needs_moments, patch_moments
+from cfa_index.workflows.start import bank_contents, make_start, patch_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,9 @@ def build(
     fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
     _check_enough_patches(spec, len(fit_rows))
     moments = (
-        patch_moments(store, fit_rows, seed=spec.seed, listener=listener) if needs_moments(spec) else None
+        patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
+        if needs_moments(spec.descriptor)
+        else None
     )
     start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
     scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)

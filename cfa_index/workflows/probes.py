@@ -17,7 +17,6 @@ from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import printable, sha256_of_file
 from cfa_index.images import Frame, load_batches, valid_mask
-from cfa_index.metrics import auroc
 from cfa_index.scorer import Scorer
 from cfa_index.store import PatchStore
 from cfa_index.workflows.calibrate import stored_frames
@@ -112,13 +111,6 @@ def probe_scores(scorer: Scorer, probes: Probes) -> NDArray[np.float32]:
         scored = scorer.score_pyramid([level[part] for level in probes.levels], probes.frames[part])
         scores.append(scored.scores.cpu().numpy())
     return np.concatenate(scores)
-
-
-def probe_auroc(probes: Probes, scores: NDArray[np.float32]) -> float:
-    """Synthetic against good: a fraction."""
-    value = auroc(probes.labels, scores)
-    assert value is not None, "there are always both"
-    return value
 
 
 def _read(store: PatchStore, rows: Sequence[int]) -> tuple[NDArray[np.uint8], list[Frame]]:

@@ -61,11 +61,6 @@ def patch_moments(
         )
 
 
-def needs_moments(spec: ModelSpec) -> bool:
-    """Whether phi_0 is made from the patches' moments."""
-    return spec.descriptor.standardise or spec.descriptor.init == "whiten"
-
-
 def make_start(
     store: PatchStore,
     rows: Sequence[int],
@@ -80,7 +75,7 @@ def make_start(
     Args:
         store, rows: the images.
         spec: all settings.
-        moments: of these images' patches, where `needs_moments`.
+        moments: of these images' patches, where phi_0 `needs_moments`.
         device: of the bank.
         listener: told of progress.
 
