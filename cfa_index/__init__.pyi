@@ -19,6 +19,7 @@ from .bank import (
     faiss_version as faiss_version,
     kmeans as kmeans,
     set_threads as set_threads,
+    shared_threads as shared_threads,
 )
 from .baseline import RunningBaseline as RunningBaseline
 from .bundle import (

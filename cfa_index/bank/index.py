@@ -9,11 +9,11 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cfa_index.bank.neighbors import Neighbors
-from cfa_index.errors import BankError, DeviceError, SpecError
+from cfa_index.bank.threads import shared_threads
+from cfa_index.errors import BankError, DeviceError
 from cfa_index.specs import IndexSpec
 
 _GPU_TEMPORARY_BYTES = 256 << 20
@@ -39,6 +39,7 @@ class SearchIndex:
         """M."""
         return int(self._index.ntotal)
 
+    @shared_threads()
     def search(self, queries: Tensor, k: int) -> Neighbors:
         """The k nearest memories.
 
@@ -102,6 +103,7 @@ def _gpu_resources(device: int) -> Any:
     return resources
 
 
+@shared_threads()
 def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
     """||q - c||^2 by direct subtraction, for neighbours that a search has found.
 
@@ -132,25 +134,13 @@ def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+@shared_threads()
 def nearest_rows(
     queries: NDArray[np.float32], base: NDArray[np.float32], k: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Brute-force k nearest rows of `base` (n, d) for `queries` (m, d): squared distances and ids (m, k)."""
     sq_distances, ids = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(base), k)
     return sq_distances, ids
-
-
-def set_threads(threads: int) -> None:
-    """Give the loops of FAISS, torch and numpy `threads` threads each; no two of them run at once.
-
-    Raises:
-        SpecError: fewer than one.
-    """
-    if threads < 1:
-        raise SpecError(expected="1 thread or more", got=str(threads), remedy="give another --threads")
-    faiss.omp_set_num_threads(threads)
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
 
 
 def gpu_count() -> int:
