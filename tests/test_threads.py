@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfa_index.bank import MemoryBank, kmeans, nearest_rows, set_threads, shared_threads
+from cfa_index.bank import MemoryBank, kmeans, make_index, nearest_rows, set_threads, shared_threads
 from cfa_index.errors import SpecError
 from cfa_index.specs import IndexSpec
 
@@ -24,7 +24,8 @@ _LIMIT_S = 20
 XB = np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)
 LARGE = torch.ones(300_000)
 XQ = np.random.default_rng(1).normal(size=(200, 16)).astype(np.float32)
-BANK = MemoryBank(XB, IndexSpec(), torch.device("cpu"))
+CPU = torch.device("cpu")
+BANK = MemoryBank(XB, CPU)
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,19 @@ def bank_search() -> bytes:
 def test_a_forked_child_does_not_hang_and_finds_the_same(work: Callable[[], bytes]) -> None:
     here = work()  # the parent's pools are running now
     assert in_a_child(work) == here
+
+
+@pytest.mark.parametrize("factory", ["PCA8,Flat", "IVF8,Flat", "IVF8,PQ8x4fs", "HNSW8"])
+def test_a_forked_child_searches_every_kind_of_index(factory: str) -> None:
+    choice = make_index(
+        XB, IndexSpec(factory=factory, min_recall=0.5), XQ, k=3, patches_per_image=100, seed=0
+    )
+    bank = MemoryBank(XB, CPU, choice.index)
+
+    def work() -> bytes:
+        return bank.search(torch.from_numpy(XQ), 3).ids.numpy().tobytes()
+
+    assert in_a_child(work) == work()
 
 
 def test_a_forked_child_gets_its_numbers_back_and_forks_again() -> None:
