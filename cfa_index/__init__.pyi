@@ -189,8 +189,8 @@ from .workflows.build import (
 from .workflows.calibrate import (
     calibrated_scorer as calibrated_scorer,
     score_held_out as score_held_out,
-    split_held_out as split_held_out,
 )
+from .workflows.changes import LivingReport as LivingReport
 from .workflows.compression import (
     compress_store as compress_store,
     patch_stream as patch_stream,
@@ -218,6 +218,20 @@ from .workflows.extract import (
 from .workflows.figures import (
     draw_figures as draw_figures,
     prepare_figures as prepare_figures,
+)
+from .workflows.inventory import (
+    Inventory as Inventory,
+    take_inventory as take_inventory,
+)
+from .workflows.living import (
+    add_images as add_images,
+    reindex as reindex,
+    remove_images as remove_images,
+    rollback as rollback,
+)
+from .workflows.opening import (
+    open_store as open_store,
+    split_held_out as split_held_out,
 )
 from .workflows.probes import (
     Probes as Probes,
@@ -261,11 +275,14 @@ from .workflows.start import (
 )
 from .workflows.train import (
     TrainReport as TrainReport,
-    open_store as open_store,
     train as train,
 )
 from .workflows.trainer import (
     EpochLog as EpochLog,
     Trainer as Trainer,
     median_radius as median_radius,
+)
+from .workflows.verify import (
+    Finding as Finding,
+    verify as verify,
 )

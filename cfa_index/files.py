@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cfa_index.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
@@ -109,6 +112,19 @@ def sha256_of_file(path: Path) -> str:
     with path.open("rb") as handle:
         while chunk := handle.read(_CHUNK_BYTES):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_npy(array: NDArray[Any]) -> str:
+    """SHA-256 of the .npy file that an array would be written to."""
+    digest = hashlib.sha256()
+
+    class _Sink:
+        def write(self, part: bytes) -> int:
+            digest.update(part)
+            return len(part)
+
+    np.lib.format.write_array(_Sink(), np.ascontiguousarray(array), allow_pickle=False)
     return digest.hexdigest()
 
 

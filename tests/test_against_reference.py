@@ -18,7 +18,8 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.compress import ema_bank
 from cfa_index.hypersphere import HypersphereLoss, certainty_scores, nearest_distances, neighbor_sq_distances
 from cfa_index.specs import TrainSpec
-from cfa_index.workflows.train import open_store, train
+from cfa_index.workflows.opening import open_store
+from cfa_index.workflows.train import train
 
 CPU = torch.device("cpu")
 Kind = Literal["random", "duplicates", "ties"]
@@ -153,7 +154,7 @@ def trained_by_loops(
 ) -> list[tuple[float, float, float, float]]:
     """A row an epoch from the same store, bank, phi_0 and order of the images."""
     bundle = ModelBundle.load(place.models / "weave", device="cpu")
-    store = open_store(bundle, place.features)
+    store = open_store(bundle.manifest, place.features)
     phi = bundle.initial_descriptor
     mean, std = (values.numpy().astype(float) for values in (phi.mean, phi.std))
     images = {}

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from cfa_index.bundle import ModelBundle, set_current
 from cfa_index.errors import SpecError
 from cfa_index.specs import BankSpec, DescriptorSpec, ModelSpec
+from cfa_index.workflows.opening import open_store
 from cfa_index.workflows.probes import (
     MOST_PROBES,
     Probes,
@@ -31,7 +32,6 @@ from cfa_index.workflows.select import (
     paired_gain,
     win_shares,
 )
-from cfa_index.workflows.train import open_store
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_choice_goes_on_where_it_was_killed(
 
 def test_probes_are_good_images_and_a_defect_of_each_kind(place: Workplace) -> None:
     bundle = ModelBundle.load(place.models / "weave" / "generations" / "0001")
-    store = open_store(bundle, place.features)
+    store = open_store(bundle.manifest, place.features)
     rows = store.good_rows[:3]
     probes = draw_probes(store, rows, bundle.backbone, seed=0)
     assert probes.labels.tolist() == [False] * 3 + [True] * 12

@@ -11,8 +11,8 @@ from cfa_index.bank import MemoryBank
 from cfa_index.descriptor import coordinates, initial_descriptor
 from cfa_index.pyramid import patches
 from cfa_index.specs import DescriptorSpec, TrainSpec
-from cfa_index.workflows.calibrate import split_held_out
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from cfa_index.workflows.opening import split_held_out
 from cfa_index.workflows.trainer import Trainer, restore, snapshot
 
 CHANNELS = (5, 6)

@@ -6,7 +6,7 @@ import torch  # noqa: F401, for the order alone
 
 from cfa_index.bank.choice import IndexChoice, make_index
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.index import SearchIndex, build_faiss, faiss_version, gpu_count, read_faiss
+from cfa_index.bank.index import SearchIndex, build_faiss, changed_faiss, faiss_version, gpu_count, read_faiss
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
@@ -26,6 +26,7 @@ __all__ = [
     "SearchIndex",
     "Truth",
     "build_faiss",
+    "changed_faiss",
     "exact_sq_distances",
     "faiss_version",
     "gpu_count",

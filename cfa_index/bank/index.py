@@ -191,6 +191,33 @@ def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchI
     return SearchIndex(index, state, torch.device("cpu"))
 
 
+def changed_faiss(
+    path: Path, state: IndexState, vectors: NDArray[np.float32], *, kept: int, seed: int
+) -> SearchIndex:
+    """The index of a file, as it was trained, over other vectors; the file stays as it is.
+
+    Args:
+        path: of the file; its checksum has to be known to be right.
+        state: of the index in it.
+        vectors: (M, d) float32, what it is to hold.
+        kept: how many rows at the beginning it holds already, in their order; 0 to fill it anew.
+        seed: for an index whose lists are too large to be held, which is built again.
+
+    Raises:
+        BankError: it is no index, or cannot take the vectors.
+    """
+    index = faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR)
+    ivf = faiss.extract_index_ivf(index) if _is_ivf(index) else None
+    if ivf is not None and isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists):
+        index, kept = build_faiss(vectors, state.factory, seed=seed), len(vectors)
+    if not kept:
+        index.reset()
+    for start in range(kept, len(vectors), _ADD_ROWS):
+        index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS]))
+    set_parameters(index, state.parameters)
+    return SearchIndex(index, state, torch.device("cpu"))
+
+
 def set_parameters(index: Any, parameters: Mapping[str, int]) -> None:
     """Set FAISS's parameters of a search by name.
 

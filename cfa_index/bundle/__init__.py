@@ -4,11 +4,14 @@ from cfa_index.bundle.generations import (
     Content,
     category_lock,
     current_generation,
+    generation_folder,
+    generation_names,
+    list_generations,
     list_models,
     set_current,
     write_generation,
 )
-from cfa_index.bundle.manifest import HeldOut, Manifest, read_manifest
+from cfa_index.bundle.manifest import Addition, HeldOut, Manifest, read_manifest
 from cfa_index.bundle.model import (
     BACKBONE_FILE,
     BASELINE_FILE,
@@ -20,12 +23,14 @@ from cfa_index.bundle.model import (
     ModelBundle,
     descriptor_tensors,
     epoch_descriptors,
+    load_array,
 )
 from cfa_index.bundle.sources import (
     EXEMPLARS_FILE,
     SOURCES_FILE,
     MemorySource,
     exemplars_table,
+    read_sources,
     sources_table,
 )
 
@@ -43,6 +48,7 @@ __all__ = [
     "SOURCES_FILE",
     "TRAIN_LOG_FILE",
     "VECTORS_FILE",
+    "Addition",
     "Content",
     "HeldOut",
     "ImageScore",
@@ -54,8 +60,13 @@ __all__ = [
     "descriptor_tensors",
     "epoch_descriptors",
     "exemplars_table",
+    "generation_folder",
+    "generation_names",
+    "list_generations",
     "list_models",
+    "load_array",
     "read_manifest",
+    "read_sources",
     "set_current",
     "sources_table",
     "write_generation",

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfa_index.bundle.manifest import Manifest, damaged
+from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.errors import BundleError
 from cfa_index.files import sha256_of_file, sync_folder, take_lock, write_bytes, write_json, writing
 
@@ -73,7 +73,7 @@ def write_generation(
         OutputError: the disk is full or read-only; what was there before stays as it was.
     """
     generations = folder / "generations"
-    taken = [int(path.name) for path in generations.glob("[0-9]*") if path.name.isdigit()]
+    taken = [int(name) for name in generation_names(folder)]
     name = f"{max(taken, default=0) + 1:04d}"
     temporary = generations / f".{name}.{os.getpid()}.tmp"
     with writing(generations / name):
@@ -119,6 +119,32 @@ def current_generation(folder: Path) -> Path:
     if not manifest.exists() or sha256_of_file(manifest) != checksum:
         raise damaged(pointer, f"generation {name!r}, whose manifest is missing or was changed")
     return manifest.parent
+
+
+def generation_folder(folder: Path, generation: str) -> Path:
+    """The folder of one generation of <models>/<category>.
+
+    Raises:
+        BundleError: there is none of that name.
+    """
+    found = generation_names(folder)
+    if generation not in found:
+        raise BundleError(
+            expected=f"a generation {generation} of {folder}",
+            got=f"{', '.join(found) or 'none'} there",
+            remedy="name one of these, or run cfa-index build first",
+        )
+    return folder / "generations" / generation
+
+
+def list_generations(folder: Path) -> list[Manifest]:
+    """The manifests of all generations of <models>/<category>, first to last. Raises BundleError."""
+    return [read_manifest(folder / "generations" / name) for name in generation_names(folder)]
+
+
+def generation_names(folder: Path) -> list[str]:
+    """Names of the generations of <models>/<category>, first to last; none where there is no model."""
+    return sorted(path.name for path in (folder / "generations").glob("[0-9]*") if path.name.isdigit())
 
 
 def list_models(models_dir: Path) -> list[str]:

@@ -26,7 +26,7 @@ _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     3: {"index": {"min_recall": 0.99, "budget_memory_bytes": None, "budget_latency_ms": None}},
 }
 """Settings that a schema version added, by section, with the values that the versions before it meant."""
-_ADDED: Mapping[int, Mapping[str, Any]] = {2: {}, 3: {"index": None}}
+_ADDED: Mapping[int, Mapping[str, Any]] = {2: {}, 3: {"index": None, "added": [], "removed": []}}
 """The same of the manifest itself."""
 
 
@@ -39,17 +39,34 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Addition:
+    """Good images that were added after the build, in a PatchStore of their own.
+
+    Attributes:
+        source: their common folder.
+        store: name of the store, without its suffix.
+        images_sha256: of its image table.
+    """
+
+    source: str
+    store: str
+    images_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a generation is: enough to load it, to repeat it, and to see where it came from.
 
     Attributes:
         generation, parent: names such as "0002"; parent is "" for a first build.
-        action: what made it, `build` or `train`.
+        action: what made it: `build`, `train`, `add`, `remove`, `rebuild` or `reindex`.
         source: the folder of good images that the uris are relative to.
         images_sha256: of the store's image table, to notice that the images have changed since.
         weights: where the backbone's weights came from.
         channels: C_l of each level.
         radius: r after training, or 0 before.
+        added: what came to the build's images later, in order.
+        removed: uris of images that are no longer in the bank, sorted.
         index: the bank's index as it was tuned; None for Flat.
         threshold: of the scores; None without held-out images.
         versions: of the libraries that wrote it.
@@ -68,6 +85,8 @@ class Manifest:
     channels: tuple[int, ...]
     radius: float
     index: IndexState | None = None
+    added: tuple[Addition, ...] = ()
+    removed: tuple[str, ...] = ()
     held_out: HeldOut
     threshold: Threshold | None
     versions: Mapping[str, str]
@@ -78,6 +97,8 @@ class Manifest:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["spec"] = self.spec.to_dict()
         values["index"] = self.index.to_dict() if self.index else None
+        values["added"] = [asdict(addition) for addition in self.added]
+        values["removed"] = list(self.removed)
         values["weights"] = asdict(self.weights)
         values["channels"] = list(self.channels)
         values["held_out"] = {"uris": list(self.held_out.uris), "scores": list(self.held_out.scores)}
@@ -105,6 +126,8 @@ class Manifest:
         for newer in range(version + 1, SCHEMA_VERSION + 1):
             values = {**values, **_ADDED[newer]}
         values["index"] = IndexState.from_dict(values["index"]) if values["index"] else None
+        values["added"] = tuple(Addition(**addition) for addition in values["added"])
+        values["removed"] = tuple(values["removed"])
         values["spec"] = ModelSpec.from_dict(_upgraded(values["spec"], version))
         values["weights"] = WeightsOrigin(**values["weights"])
         values["channels"] = tuple(values["channels"])

@@ -89,9 +89,9 @@ class ModelBundle:
         tensors = _load_tensors(path / DESCRIPTOR_FILE)
         self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
         self.initial_descriptor = _descriptor(manifest.channels, tensors, "phi_0").to(device)
-        vectors = _load_array(path / VECTORS_FILE)
+        vectors = load_array(path / VECTORS_FILE)
         has_baseline = BASELINE_FILE in manifest.files
-        baseline = torch.tensor(_load_array(path / BASELINE_FILE)) if has_baseline else None
+        baseline = torch.tensor(load_array(path / BASELINE_FILE)) if has_baseline else None
         if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
             raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
         index = None if manifest.index is None else _index(path, manifest, vectors, rebuild=rebuild_index)
@@ -135,12 +135,7 @@ class ModelBundle:
         if not (folder / "manifest.json").exists():
             folder = current_generation(folder)
         manifest = read_manifest(folder)
-        for name, checksum in manifest.files.items():
-            file = folder / name
-            if name == INDEX_FILE and rebuild_index:
-                continue
-            if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
-                raise damaged(file, "a file that is missing or was changed")
+        cls.check_files(folder, manifest, leave_out=(INDEX_FILE,) if rebuild_index else ())
         features = manifest.spec.features
         embedded = BACKBONE_FILE in manifest.files
         if embedded and weights is None:
@@ -164,6 +159,20 @@ class ModelBundle:
                     else "hand over the same file with --weights",
                 )
         return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
+
+    @staticmethod
+    def check_files(folder: Path, manifest: Manifest, leave_out: Sequence[str] = ()) -> None:
+        """Compare every file of a generation with its checksum.
+
+        Raises:
+            BundleError: one is missing or was changed.
+        """
+        for name, checksum in manifest.files.items():
+            file = folder / name
+            if name in leave_out:
+                continue
+            if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
+                raise damaged(file, "a file that is missing or was changed")
 
     @property
     def threshold(self) -> float | None:
@@ -277,7 +286,8 @@ def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Te
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def _load_array(path: Path) -> NDArray[np.float32]:
+def load_array(path: Path) -> NDArray[np.float32]:
+    """A .npy file, memory mapped; writing into it would change memory only. Raises BundleError."""
     try:
         array: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
     except ValueError as error:

@@ -12,12 +12,14 @@ just the shards that it touches again. Zarr reads a missing shard as zeros witho
 shard is compared with its checksum when it is first read.
 """
 
+from cfa_index.store.joined import JoinedStore
 from cfa_index.store.layout import SHARD_IMAGES, StoredImage, StoreHeader, plan_shards
 from cfa_index.store.reader import PatchStore
 from cfa_index.store.writer import StoreWriter, recorded_images
 
 __all__ = [
     "SHARD_IMAGES",
+    "JoinedStore",
     "PatchStore",
     "StoreHeader",
     "StoreWriter",

@@ -19,6 +19,7 @@ from cfa_index.bundle import (
     BASELINE_FILE,
     DESCRIPTOR_FILE,
     Content,
+    HeldOut,
     Manifest,
     category_lock,
     descriptor_tensors,
@@ -29,14 +30,16 @@ from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
 from cfa_index.specs import ModelSpec
-from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, threshold_of
+from cfa_index.store import PatchStore
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, threshold_of
 from cfa_index.workflows.extract import (
     extract,
     store_header,
     store_path,
 )
 from cfa_index.workflows.indexing import index_bank
-from cfa_index.workflows.start import bank_contents, make_start, patch_moments
+from cfa_index.workflows.opening import split_held_out
+from cfa_index.workflows.start import Start, bank_contents, make_start, patch_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +141,9 @@ def build(
     )
     start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
     start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
-    scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
-    held_out = score_held_out(scorer, store, held_rows, listener)
-    contents: dict[str, Content] = {
-        DESCRIPTOR_FILE: {
-            **descriptor_tensors(start.phi_0, "phi"),
-            **descriptor_tensors(start.phi_0, "phi_0"),
-            "radius": torch.zeros(()),
-        },
-        **bank_contents(store, start, listener),
-    }
-    if scorer.baseline is not None:
-        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
+    contents, held_out = fitted_contents(
+        backbone, start, store, fit_rows=fit_rows, held_rows=held_rows, listener=listener
+    )
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
     manifest = Manifest(
@@ -183,6 +177,31 @@ def build(
         width=start.phi_0.width,
         trials=choice.trials if choice else (),
     )
+
+
+def fitted_contents(
+    backbone: Backbone,
+    start: Start,
+    store: PatchStore,
+    *,
+    fit_rows: Sequence[int],
+    held_rows: Sequence[int],
+    listener: Listener = ignore,
+) -> tuple[dict[str, Content], HeldOut]:
+    """Calibrate a new start: the files of its generation, but for the backbone, and the held-out scores."""
+    scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
+    held_out = score_held_out(scorer, store, held_rows, listener)
+    contents: dict[str, Content] = {
+        DESCRIPTOR_FILE: {
+            **descriptor_tensors(start.phi_0, "phi"),
+            **descriptor_tensors(start.phi_0, "phi_0"),
+            "radius": torch.zeros(()),
+        },
+        **bank_contents(store, start, listener),
+    }
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
+    return contents, held_out
 
 
 def timestamp() -> str:

@@ -24,16 +24,6 @@ BASELINE_IMAGES = 128
 """Enough for the mean of a cell; all of them would cost as much as the bank."""
 
 
-def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows for bank and training, and rows for the threshold: a random `share`, sorted.
-
-    A single image is never held out: a bank needs it more than the threshold does.
-    """
-    count = min(int(len(rows) * share), len(rows) - 1)
-    shuffled = np.random.default_rng(seed).permutation(np.asarray(rows))
-    return sorted(shuffled[count:].tolist()), sorted(shuffled[:count].tolist())
-
-
 def calibrated_scorer(
     backbone: Backbone,
     descriptor: PatchDescriptor,

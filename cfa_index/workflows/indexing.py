@@ -29,6 +29,7 @@ def index_bank(
     *,
     held_rows: Sequence[int],
     fit_rows: Sequence[int],
+    phi: PatchDescriptor | None = None,
     listener: Listener = ignore,
 ) -> tuple[Start, IndexChoice | None]:
     """A start whose bank has the index that its settings ask for; None beside it for plain Flat.
@@ -38,6 +39,7 @@ def index_bank(
         store: of the images.
         held_rows: images whose patches tune it; where there are none, `fit_rows` do, and a notice says so.
         fit_rows: the images in the bank.
+        phi: what the queries are seen by; None for phi_0.
         listener: told of progress.
 
     Raises:
@@ -48,12 +50,15 @@ def index_bank(
         return start, None
     if not held_rows:
         listener(Notice(message="no images are held out: the index is tuned on patches that are in the bank"))
-    phi = start.phi_0.folded().cpu()
     choice = make_index(
         start.bank.vectors,
         spec.index,
         query_patches(
-            store, held_rows or fit_rows, phi, most=query_count(start.bank.vectors.shape), seed=spec.seed
+            store,
+            held_rows or fit_rows,
+            (phi or start.phi_0).folded().cpu(),
+            most=query_count(start.bank.vectors.shape),
+            seed=spec.seed,
         ),
         k=spec.score.neighbors,
         patches_per_image=spec.features.patches_per_image,

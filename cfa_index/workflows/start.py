@@ -16,6 +16,7 @@ from cfa_index.bundle import (
     SOURCES_FILE,
     VECTORS_FILE,
     Content,
+    MemorySource,
     ModelBundle,
     exemplars_table,
     sources_table,
@@ -92,9 +93,14 @@ def make_start(
 
 def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
     """Where a model's training starts: its phi_0 and its bank, under settings that may differ in `train`."""
-    row_of = {image.uri: row for row, image in enumerate(store.images)}
-    owners = np.array([row_of[source.uri] for source in bundle.sources], dtype=np.int64)
+    owners = owners_of(bundle.sources, store)
     return Start(spec=spec, phi_0=bundle.initial_descriptor, bank=bundle.bank, owners=owners, sources=None)
+
+
+def owners_of(places: Sequence[MemorySource], store: PatchStore) -> NDArray[np.int64]:
+    """(M,) row in the store of the image that each memory came from."""
+    row_of = {image.uri: row for row, image in enumerate(store.images)}
+    return np.array([row_of[place.uri] for place in places], dtype=np.int64)
 
 
 def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) -> dict[str, Content]:

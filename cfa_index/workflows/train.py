@@ -42,18 +42,19 @@ from cfa_index.bundle import (
     write_generation,
 )
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import SpecError, StoreError
+from cfa_index.errors import SpecError
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.files import sha256_of_file, sha256_of_json
+from cfa_index.files import sha256_of_json
 from cfa_index.scorer import Scorer
 from cfa_index.specs import TrainSpec
-from cfa_index.store import PatchStore, StoreHeader
+from cfa_index.store import PatchStore
 from cfa_index.workflows.build import timestamp, versions
-from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, split_held_out, with_scores
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
 from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, write_checkpoint
 from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
-from cfa_index.workflows.extract import inspected_mask, store_path
+from cfa_index.workflows.extract import inspected_mask
 from cfa_index.workflows.indexing import index_bank, remeasure_index
+from cfa_index.workflows.opening import fit_and_held, open_store
 from cfa_index.workflows.probes import draw_probes, split_probes
 from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
 from cfa_index.workflows.start import Start, bank_contents, start_of
@@ -133,8 +134,8 @@ def _train(
     order_seed = model_seed if seed is None else seed
     spec = replace(spec, seed=order_seed)
     model_spec = replace(bundle.manifest.spec, train=spec)
-    store = open_store(bundle, features_dir)
-    rows, held_rows = split_held_out(store.good_rows, model_spec.held_out, model_spec.seed)
+    store = open_store(bundle.manifest, features_dir)
+    rows, held_rows = fit_and_held(store, model_spec)
     start = start_of(bundle, store, model_spec)
     _check_trainable(spec, len(start.bank), len(rows))
     selection = None
@@ -239,30 +240,6 @@ def _train(
         epoch=epoch,
         trials=tuple(selection.trials) if selection else (),
     )
-
-
-def open_store(bundle: ModelBundle, features_dir: Path) -> PatchStore:
-    """The store that a model was built from.
-
-    Raises:
-        StoreError: it is missing or damaged, or its images are not those of the build.
-    """
-    manifest = bundle.manifest
-    header = StoreHeader(
-        source=manifest.source,
-        features=manifest.spec.features,
-        weights_sha256=manifest.weights.sha256,
-        channels=manifest.channels,
-    )
-    path = store_path(features_dir, manifest.category, header)
-    store = PatchStore.open(path)
-    if sha256_of_file(path / "images.parquet") != manifest.images_sha256:
-        raise StoreError(
-            expected=f"the images that generation {manifest.generation} was built from",
-            got=f"a store at {path} that was filled again since",
-            remedy="run build again, then train",
-        )
-    return store
 
 
 def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:

@@ -1,0 +1,226 @@
+"""The generation of a model whose bank has changed: its index, baseline and threshold, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfa_index.bank import IndexTrial, MemoryBank, SearchIndex, changed_faiss, read_faiss
+from cfa_index.bundle import (
+    BACKBONE_FILE,
+    BASELINE_FILE,
+    DESCRIPTOR_FILE,
+    EXEMPLARS_FILE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    TRAIN_LOG_FILE,
+    VECTORS_FILE,
+    Content,
+    Manifest,
+    MemorySource,
+    ModelBundle,
+    exemplars_table,
+    generation_folder,
+    list_generations,
+    sources_table,
+    write_generation,
+)
+from cfa_index.descriptor import needs_moments
+from cfa_index.events import Listener, ignore
+from cfa_index.files import sha256_of_npy
+from cfa_index.store import JoinedStore
+from cfa_index.workflows.build import fitted_contents, timestamp, versions
+from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
+from cfa_index.workflows.exemplars import MOST_EXEMPLARS
+from cfa_index.workflows.indexing import index_bank, remeasure_index
+from cfa_index.workflows.opening import fit_and_held
+from cfa_index.workflows.start import Start, make_start, owners_of, patch_moments
+
+_KEPT_FILES = (BACKBONE_FILE, DESCRIPTOR_FILE, TRAIN_LOG_FILE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivingReport:
+    """What a change of a bank made.
+
+    Attributes:
+        path, manifest: of the new generation.
+        images: uris that came or went.
+        memories_before, memories: M before and after.
+        threshold_before: of the generation before; None where it had none.
+        rejected: images that could not be read.
+        trials: the indexes that were tried.
+    """
+
+    path: Path
+    manifest: Manifest
+    images: tuple[str, ...]
+    memories_before: int
+    memories: int
+    threshold_before: float | None
+    rejected: int = 0
+    trials: tuple[IndexTrial, ...] = ()
+
+
+def write_change(
+    folder: Path,
+    bundle: ModelBundle,
+    store: JoinedStore,
+    manifest: Manifest,
+    bank: MemoryBank,
+    *,
+    places: Sequence[MemorySource],
+    crops: Sequence[bytes],
+    images: tuple[str, ...] = (),
+    rejected: int = 0,
+    measured: bool = False,
+    trials: tuple[IndexTrial, ...] = (),
+    listener: Listener = ignore,
+) -> LivingReport:
+    """Calibrate a changed bank under the model's phi and write its generation.
+
+    Args:
+        folder: <models>/<category>, whose lock is held.
+        bundle: the generation before.
+        store: with the images as they are now.
+        manifest: with action, additions and removals as they are now.
+        bank: as it is now.
+        places, crops: source and picture of each memory; no crops for a large bank.
+        images, rejected, trials: for the report.
+        measured: the index's state is that of this bank and phi already.
+        listener: told of progress.
+    """
+    fit_rows, held_rows = fit_and_held(store, manifest.spec)
+    start = Start(
+        spec=manifest.spec,
+        phi_0=bundle.initial_descriptor,
+        bank=bank,
+        owners=owners_of(places, store),
+        sources=None,
+    )
+    if not measured:
+        remeasure_index(start, bundle.descriptor, store, rows=held_rows or fit_rows, listener=listener)
+    scorer = calibrated_scorer(
+        bundle.backbone, bundle.descriptor, start, store=store, rows=fit_rows, listener=listener
+    )
+    # Held-out images that chose start or epoch of a training are no judges of the threshold, now or later.
+    judging = {*bundle.manifest.held_out.uris, *images}
+    judges = [row for row in held_rows if store.images[row].uri in judging]
+    held_out = score_held_out(scorer, store, judges, listener)
+    manifest = replace(
+        with_scores(manifest, held_out),
+        parent=bundle.manifest.generation,
+        created=timestamp(),
+        images=len(fit_rows) + len(held_rows),
+        index=bank.index.state if bank.index else None,
+        versions=versions(),
+    )
+    contents: dict[str, Content] = {
+        name: bundle.path / name for name in _KEPT_FILES if name in bundle.manifest.files
+    }
+    contents |= {VECTORS_FILE: bank.vectors, SOURCES_FILE: sources_table(places)}
+    if len(crops) == len(bank) <= MOST_EXEMPLARS:
+        contents[EXEMPLARS_FILE] = exemplars_table(crops)
+    if bank.index is not None:
+        contents[INDEX_FILE] = bank.index.write
+    if scorer.baseline is not None:
+        contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
+    path, manifest = write_generation(folder, manifest, contents)
+    return LivingReport(
+        path=path,
+        manifest=manifest,
+        images=images,
+        memories_before=len(bundle.bank),
+        memories=len(bank),
+        threshold_before=bundle.threshold,
+        rejected=rejected,
+        trials=trials,
+    )
+
+
+def write_rebuild(
+    folder: Path,
+    bundle: ModelBundle,
+    store: JoinedStore,
+    manifest: Manifest,
+    *,
+    images: tuple[str, ...],
+    listener: Listener = ignore,
+) -> LivingReport:
+    """Fit everything again from the stored features: phi_0, bank, index, baseline, threshold.
+
+    Arguments are those of `write_change`.
+    """
+    spec, device = manifest.spec, bundle.bank.device
+    fit_rows, held_rows = fit_and_held(store, spec)
+    moments = (
+        patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
+        if needs_moments(spec.descriptor)
+        else None
+    )
+    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
+    start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
+    contents, held_out = fitted_contents(
+        bundle.backbone, start, store, fit_rows=fit_rows, held_rows=held_rows, listener=listener
+    )
+    if BACKBONE_FILE in bundle.manifest.files:
+        contents[BACKBONE_FILE] = bundle.path / BACKBONE_FILE
+    manifest = replace(
+        with_scores(manifest, held_out),
+        parent=bundle.manifest.generation,
+        action="rebuild",
+        created=timestamp(),
+        images=len(fit_rows) + len(held_rows),
+        radius=0.0,
+        index=start.bank.index.state if start.bank.index else None,
+        versions=versions(),
+    )
+    path, manifest = write_generation(folder, manifest, contents)
+    return LivingReport(
+        path=path,
+        manifest=manifest,
+        images=images,
+        memories_before=len(bundle.bank),
+        memories=len(start.bank),
+        threshold_before=bundle.threshold,
+        trials=choice.trials if choice else (),
+    )
+
+
+def grown_index(bundle: ModelBundle, vectors: NDArray[np.float32]) -> SearchIndex | None:
+    """The model's index with the vectors that were appended to its own; None under Flat."""
+    if bundle.manifest.index is None:
+        return None
+    return changed_faiss(
+        bundle.path / INDEX_FILE,
+        bundle.manifest.index,
+        vectors,
+        kept=len(bundle.bank),
+        seed=bundle.manifest.spec.seed,
+    )
+
+
+def shrunk_index(
+    folder: Path, bundle: ModelBundle, vectors: NDArray[np.float32]
+) -> tuple[SearchIndex | None, bool]:
+    """The model's index over fewer vectors, and whether its state is right for them; None under Flat.
+
+    Where an earlier generation had these very vectors under this very phi, its index and state are taken, so
+    that its scores come back whatever the kind of index.
+    """
+    manifest = bundle.manifest
+    if manifest.index is None:
+        return None, True
+    checksum = sha256_of_npy(vectors)
+    for earlier in list_generations(folder):
+        same = earlier.files.get(VECTORS_FILE) == checksum and INDEX_FILE in earlier.files
+        if same and earlier.index and earlier.files[DESCRIPTOR_FILE] == manifest.files[DESCRIPTOR_FILE]:
+            path = generation_folder(folder, earlier.generation)
+            ModelBundle.check_files(path, earlier)
+            return read_faiss(path / INDEX_FILE, earlier.index, vectors.shape), True
+    index = changed_faiss(bundle.path / INDEX_FILE, manifest.index, vectors, kept=0, seed=manifest.spec.seed)
+    return index, False

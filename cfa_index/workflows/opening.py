@@ -1,0 +1,84 @@
+"""The stores behind a model, and which of their images fit it and which set its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cfa_index.bundle import Manifest
+from cfa_index.errors import StoreError
+from cfa_index.files import sha256_of_file, sha256_of_json
+from cfa_index.specs import ModelSpec
+from cfa_index.store import JoinedStore, PatchStore, StoreHeader
+from cfa_index.workflows.extract import store_path
+
+
+def open_store(manifest: Manifest, features_dir: Path) -> JoinedStore:
+    """The features that a model was made from: its build's, and those of images that were added since.
+
+    Raises:
+        StoreError: a store is missing or damaged, or its images are not those that the model saw.
+    """
+    header = StoreHeader(
+        source=manifest.source,
+        features=manifest.spec.features,
+        weights_sha256=manifest.weights.sha256,
+        channels=manifest.channels,
+    )
+    path = store_path(features_dir, manifest.category, header)
+    parts = [
+        _checked(path, manifest.images_sha256, f"generation {manifest.generation} was built from", "build")
+    ]
+    for addition in manifest.added:
+        path = features_dir / manifest.category / f"{addition.store}.zarr"
+        parts.append(
+            _checked(
+                path,
+                addition.images_sha256,
+                "were added to the model",
+                "run bank rollback, then bank add again",
+            )
+        )
+    return JoinedStore(parts, manifest.removed)
+
+
+def fit_and_held(store: JoinedStore, spec: ModelSpec) -> tuple[list[int], list[int]]:
+    """Rows for bank and training, and rows for the threshold, both sorted.
+
+    A share of each part is held out, of the build's images and of every later addition, drawn by the seed
+    from all of the part. So no image changes sides when others come or go.
+    """
+    fit: list[int] = []
+    held: list[int] = []
+    for group in store.groups:
+        for rows, kept in zip(split_held_out(group, spec.held_out, spec.seed), (fit, held), strict=True):
+            kept += [row for row in rows if store.is_kept(row)]
+    return fit, held
+
+
+def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Rows for bank and training, and rows for the threshold: a random `share`, sorted.
+
+    A single image is never held out: a bank needs it more than the threshold does.
+    """
+    count = min(int(len(rows) * share), len(rows) - 1)
+    shuffled = np.random.default_rng(seed).permutation(np.asarray(rows))
+    return sorted(shuffled[count:].tolist()), sorted(shuffled[:count].tolist())
+
+
+def addition_name(header: StoreHeader, images: Sequence[tuple[str, str]]) -> str:
+    """Name of the store of added images; it covers their uris and checksums too: two additions of one folder differ."""
+    return f"added-{sha256_of_json([header.to_dict(), [list(image) for image in images]])[:16]}"
+
+
+def _checked(path: Path, images_sha256: str, which: str, remedy: str) -> PatchStore:
+    store = PatchStore.open(path)
+    if sha256_of_file(path / "images.parquet") != images_sha256:
+        raise StoreError(
+            expected=f"the images that {which}",
+            got=f"a store at {path} that was filled again since",
+            remedy=remedy,
+        )
+    return store
