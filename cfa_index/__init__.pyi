@@ -132,6 +132,7 @@ from .metrics import (
     image_metrics as image_metrics,
     image_metrics_by_type as image_metrics_by_type,
     paired_auroc_difference as paired_auroc_difference,
+    pareto_frontier as pareto_frontier,
 )
 from .moments import (
     Moments as Moments,

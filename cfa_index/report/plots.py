@@ -126,6 +126,26 @@ def plain_axes(axes: Axes) -> None:
         spine.set_linewidth(0.6)
 
 
+def labelled_axes(axes: Axes, x_label: str, y_label: str, *, x_log: bool, y_log: bool) -> None:
+    """Named axes with a faint grid; a logarithmic one has plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    plain_axes(axes)
+    if x_log:
+        axes.set_xscale("log")
+    if y_log:
+        axes.set_yscale("log")
+    for side, is_log in ((axes.xaxis, x_log), (axes.yaxis, y_log)):
+        if is_log:
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_formatter(EngFormatter(sep=""))
+            side.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(x_label, fontsize=18 * _POINTS_A_PX, color=INK)
+    axes.set_ylabel(y_label, fontsize=18 * _POINTS_A_PX, color=INK)
+    axes.grid(color="#eceff1", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
 def shortened(text: str, width_px: int, size_px: int) -> str:
     """A line that fits into a width, its beginning cut where it is longer: names differ at their ends."""
     letters = max(int(width_px / (_LETTER * size_px)), 2)
