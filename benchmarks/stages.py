@@ -33,7 +33,6 @@ from cfa_index import (
     DescriptorSpec,
     FeatureSpec,
     Frame,
-    IndexSpec,
     MapMaker,
     MemoryBank,
     PatchStore,
@@ -115,7 +114,7 @@ def measure(
             BankSpec(method="mean", size=None, gamma_c=ratio, iterations=2),
             seed=seed,
         )
-        bank = MemoryBank(vectors, IndexSpec(), cpu)
+        bank = MemoryBank(vectors, cpu)
         score = ScoreSpec()
         scorer = Scorer(backbone, phi, bank, features=features, score=score)
         folded = phi.folded()

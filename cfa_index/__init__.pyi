@@ -13,11 +13,20 @@ from .backbones import (
     timm_offer as timm_offer,
 )
 from .bank import (
+    IndexChoice as IndexChoice,
+    IndexState as IndexState,
+    IndexTrial as IndexTrial,
     MemoryBank as MemoryBank,
     Neighbors as Neighbors,
     PatchSources as PatchSources,
+    SearchIndex as SearchIndex,
+    exact_sq_distances as exact_sq_distances,
     faiss_version as faiss_version,
     kmeans as kmeans,
+    make_index as make_index,
+    nearest_rows as nearest_rows,
+    recall_at as recall_at,
+    recipes_of as recipes_of,
     set_threads as set_threads,
 )
 from .baseline import RunningBaseline as RunningBaseline

@@ -17,7 +17,7 @@ from cfa_index.bank import MemoryBank, kmeans
 from cfa_index.bundle import ModelBundle
 from cfa_index.compress import ema_bank
 from cfa_index.hypersphere import HypersphereLoss, certainty_scores, nearest_distances, neighbor_sq_distances
-from cfa_index.specs import IndexSpec, TrainSpec
+from cfa_index.specs import TrainSpec
 from cfa_index.workflows.train import open_store, train
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_losses_and_gradients(
     rng = np.random.default_rng(seed)
     bank, patches = vectors(kind, rng, 10), vectors(kind, rng, count)
     phi = torch.tensor(patches, requires_grad=True)
-    memory = MemoryBank(bank, IndexSpec(), CPU)
+    memory = MemoryBank(bank, CPU)
     found = memory.search(phi.detach(), attract + repel)
     loss = HypersphereLoss(attract=attract, repel=repel, margin=margin, radius=radius)
     terms = loss(neighbor_sq_distances(phi, memory.tensor, found.ids, found.sq_distances))
@@ -120,7 +120,7 @@ def test_scores(seed: int, kind: Kind, neighbors: int, count: int, scale: float)
     rng = np.random.default_rng(seed)
     bank, patches = (np.float32(scale) * vectors(kind, rng, size) for size in (10, count))
     patches[0] = bank[3]  # a normal patch itself
-    found = MemoryBank(bank, IndexSpec(), CPU).search(torch.from_numpy(patches), neighbors, exact=True)
+    found = MemoryBank(bank, CPU).search(torch.from_numpy(patches), neighbors, exact=True)
     exact_bank = bank.astype(float)
     distances = []
     for patch in patches.astype(float):

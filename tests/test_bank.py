@@ -12,7 +12,6 @@ from hypothesis import given, settings, strategies as st
 
 from cfa_index.bank import MemoryBank, exact_sq_distances, kmeans, nearest_rows, set_threads
 from cfa_index.errors import BankError, SpecError
-from cfa_index.specs import IndexSpec
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -22,7 +21,7 @@ DEVICES = [
 
 
 def bank_of(vectors: np.ndarray, device: str = "cpu") -> MemoryBank:
-    return MemoryBank(vectors.astype(np.float32), IndexSpec(), torch.device(device))
+    return MemoryBank(vectors.astype(np.float32), torch.device(device))
 
 
 def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:

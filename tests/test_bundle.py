@@ -140,9 +140,9 @@ def test_a_manifest_of_a_newer_version(place: Workplace, tmp_path: Path) -> None
     model = shutil.copytree(place.models / "weave", tmp_path / "weave")
     file = model / "generations" / "0002" / "manifest.json"
     document = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"}
-    file.write_text(json.dumps(seal({**document, "schema_version": 3, "shards": 3})))
+    file.write_text(json.dumps(seal({**document, "schema_version": 4, "shards": 3})))
     set_current(model, "0002")
-    with pytest.raises(BundleError, match=r"version 2 or older.*got version 3; upgrade cfa-index"):
+    with pytest.raises(BundleError, match=r"version 3 or older.*got version 4; upgrade cfa-index"):
         ModelBundle.load(model)
     line = cfa("train", "-c", "weave", "--models-dir", tmp_path, "--features-dir", place.features).error_line
     assert "upgrade cfa-index" in line

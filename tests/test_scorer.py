@@ -12,7 +12,7 @@ from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.images import Frame, frame_of
 from cfa_index.pyramid import patches
 from cfa_index.scorer import Scorer
-from cfa_index.specs import DescriptorSpec, FeatureSpec, Geometry, IndexSpec, PatchScore, ScoreSpec
+from cfa_index.specs import DescriptorSpec, FeatureSpec, Geometry, PatchScore, ScoreSpec
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def make(
         DescriptorSpec(init="he", gamma_d=0.1, standardise=False), backbone.channels, None, seed=0
     )
     vectors = np.random.default_rng(0).normal(size=(40, phi.width)).astype(np.float32)
-    bank = MemoryBank(vectors, IndexSpec(), CPU)
+    bank = MemoryBank(vectors, CPU)
     scorer = Scorer(
         backbone,
         phi,
@@ -117,7 +117,7 @@ def test_an_image_is_scored_as_if_the_bank_had_none_of_its_memories(patch_score:
     owners = torch.arange(40) % 3  # images 0, 1 and 2 own a third of the bank each
     got = scorer.scores_without_own(levels, torch.tensor([1, 2]), owners)
     for number, row in enumerate((1, 2)):
-        others = MemoryBank(scorer.bank.vectors[(owners != row).numpy()], IndexSpec(), CPU)
+        others = MemoryBank(scorer.bank.vectors[(owners != row).numpy()], CPU)
         score = ScoreSpec(neighbors=4, patch_score=patch_score)
         alone = Scorer(backbone, phi, others, features=scorer._features, score=score)
         expected = alone.score_pyramid([level[number : number + 1] for level in levels], frames(1))

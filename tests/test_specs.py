@@ -53,7 +53,10 @@ def test_the_published_code_s_settings() -> None:
         (lambda: BankSpec(size=0), "1 or more"),
         (lambda: BankSpec(gamma_c=4), "write 1/4"),
         (lambda: BankSpec(beta=0), r"in \(0, 1\]"),
-        (lambda: IndexSpec(factory="IVF"), "'Flat'"),  # type: ignore[arg-type]
+        (lambda: IndexSpec(factory=""), "a FAISS factory string"),
+        (lambda: IndexSpec(factory="hnsw", budget_latency_ms=20), "use --index auto"),
+        (lambda: IndexSpec(min_recall=99), "write 0.99, not 99"),
+        (lambda: IndexSpec(factory="auto", budget_memory_bytes=0), "more than 0 bytes"),
         (lambda: TrainSpec(radius=0), "more than 0, or 'median'"),
         (lambda: TrainSpec(radius="mean"), "more than 0, or 'median'"),  # type: ignore[arg-type]
         (lambda: ScoreSpec(false_alarm_rate=0), "between 0 and 1"),

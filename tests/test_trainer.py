@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from cfa_index.bank import MemoryBank
 from cfa_index.descriptor import coordinates, initial_descriptor
 from cfa_index.pyramid import patches
-from cfa_index.specs import DescriptorSpec, IndexSpec, TrainSpec
+from cfa_index.specs import DescriptorSpec, TrainSpec
 from cfa_index.workflows.calibrate import split_held_out
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from cfa_index.workflows.trainer import Trainer, restore, snapshot
@@ -30,7 +30,7 @@ def pyramid(seed: int) -> list[torch.Tensor]:
 def trainer_of(spec: TrainSpec, radius: float) -> Trainer:
     phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=1)
     vectors = np.random.default_rng(2).normal(size=(20, 11)).astype(np.float32)
-    return Trainer(phi, MemoryBank(vectors, IndexSpec(), CPU), spec, radius)
+    return Trainer(phi, MemoryBank(vectors, CPU), spec, radius)
 
 
 @pytest.mark.parametrize("radius", [1e-5, 2.0, 3.5])

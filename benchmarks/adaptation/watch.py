@@ -18,7 +18,6 @@ from benchmarks.adaptation.cells import Cells, Pyramids, batches
 from cfa_index import (
     DescriptorSpec,
     HypersphereLoss,
-    IndexSpec,
     MapMaker,
     MemoryBank,
     PatchDescriptor,
@@ -236,7 +235,7 @@ def _bank(case: Case, cells: Cells, phi: PatchDescriptor, memories: int, seed: i
         total = torch.stack(
             [folded(part).sum(0) for _, part in batches(cells.fit, range(cells.images), 8)]
         ).sum(0)
-        return MemoryBank((total / cells.images).numpy(), IndexSpec(), _CPU)
+        return MemoryBank((total / cells.images).numpy(), _CPU)
     quota = -(-_SAMPLE // cells.images)
     draw = np.random.default_rng(seed)
     sample = []
@@ -245,7 +244,7 @@ def _bank(case: Case, cells: Cells, phi: PatchDescriptor, memories: int, seed: i
         picked = draw.choice(patches.shape[1], size=min(quota, patches.shape[1]), replace=False)
         sample.append(patches[:, picked].flatten(0, 1))
     vectors = kmeans(torch.cat(sample).numpy(), memories, iterations=10, seed=seed)
-    return MemoryBank(vectors, IndexSpec(), _CPU)
+    return MemoryBank(vectors, _CPU)
 
 
 @torch.no_grad()
@@ -259,7 +258,7 @@ def _refreshed(bank: MemoryBank, phi: PatchDescriptor, cells: Cells) -> MemoryBa
         total.index_add_(0, ids, patches)
         counts += torch.bincount(ids, minlength=len(bank))
     moved = torch.where(counts[:, None] > 0, total / counts.clamp_min(1)[:, None], bank.tensor)
-    return MemoryBank(moved.numpy(), IndexSpec(), _CPU)
+    return MemoryBank(moved.numpy(), _CPU)
 
 
 @torch.no_grad()

@@ -1,18 +1,36 @@
 """The memory bank and its search. The only package that imports faiss."""
 
-from cfa_index.bank.index import exact_sq_distances, faiss_version, gpu_count, nearest_rows, set_threads
+from cfa_index.bank.choice import IndexChoice, make_index
+from cfa_index.bank.exact import exact_sq_distances, nearest_rows
+from cfa_index.bank.index import SearchIndex, build_faiss, faiss_version, gpu_count, read_faiss
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
+from cfa_index.bank.recipes import Recipe, recipes_of
+from cfa_index.bank.state import IndexState, IndexTrial
+from cfa_index.bank.threads import set_threads
+from cfa_index.bank.tuning import Truth, recall_at, tune
 
 __all__ = [
+    "IndexChoice",
+    "IndexState",
+    "IndexTrial",
     "MemoryBank",
     "Neighbors",
     "PatchSources",
+    "Recipe",
+    "SearchIndex",
+    "Truth",
+    "build_faiss",
     "exact_sq_distances",
     "faiss_version",
     "gpu_count",
     "kmeans",
+    "make_index",
     "nearest_rows",
+    "read_faiss",
+    "recall_at",
+    "recipes_of",
     "set_threads",
+    "tune",
 ]

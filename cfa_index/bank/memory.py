@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfa_index.bank.index import SearchIndex, exact_sq_distances
+from cfa_index.bank.exact import exact_sq_distances, nearest_rows
+from cfa_index.bank.index import SearchIndex, flat_index
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.errors import BankError
-from cfa_index.specs import IndexSpec
+
+_CHECKED_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,54 +34,146 @@ class PatchSources:
 class MemoryBank:
     """M normal patches and their index, on one device.
 
+    On the CPU the vectors are held once, as they are given: a file that is mapped copy-on-write stays one.
+
     Args:
         vectors: (M, D') float32; a memory-mapped array is fine.
-        spec: which index.
         device: where queries live.
+        index: over these vectors; None for Flat, which is exact.
 
     Raises:
-        BankError: no vectors, or some that are not finite.
-        DeviceError: the device is not there.
+        BankError: no vectors, some that are not finite, or an index over others.
+        DeviceError: the device is not there, or FAISS has no such index on it.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], spec: IndexSpec, device: torch.device) -> None:
+    def __init__(
+        self, vectors: NDArray[np.float32], device: torch.device, index: SearchIndex | None = None
+    ) -> None:
         if vectors.ndim != 2 or not len(vectors) or vectors.dtype != np.float32:
             raise BankError(
                 expected="(M, D') float32 vectors with M of 1 or more",
                 got=f"{vectors.shape} {vectors.dtype}",
                 remedy="build the bank again",
             )
-        if not np.isfinite(vectors).all():
+        if not all(np.isfinite(block).all() for block in _blocks(vectors)):
             raise BankError(
                 expected="finite memories", got="a NaN or infinite value", remedy="build the bank again"
             )
-        self.vectors = vectors
+        self.vectors = _writable(vectors)
         self.device = device
-        self._tensor = torch.tensor(vectors, device=device)
-        self._index = SearchIndex(vectors, spec, device)
+        self.index: SearchIndex | None = None
+        self._gpu_flat = flat_index(vectors, device) if index is None and device.type == "cuda" else None
+        self._tensor = torch.from_numpy(self.vectors).to(device)
+        if index is not None:
+            self._take(index)
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @property
     def tensor(self) -> Tensor:
-        """The vectors (M, D') float32 on the bank's device."""
+        """The vectors (M, D') float32 on the bank's device; on the CPU their own memory, not to be changed."""
         return self._tensor
+
+    def with_index(self, index: SearchIndex) -> MemoryBank:
+        """The same vectors under an index.
+
+        Raises:
+            BankError: it is over others.
+            DeviceError: FAISS has no such index on the bank's device.
+        """
+        other = copy.copy(self)
+        other._take(index)
+        return other
 
     def search(self, queries: Tensor, k: int, *, exact: bool = False) -> Neighbors:
         """The k nearest memories of (n, D') float32 queries.
 
+        With an index, candidates are its own and distances exact: it decides which neighbours are found,
+        never how far they are. Flat's distances come from a matrix product, clamped at zero; their rounding
+        depends on the batch.
+
         Args:
             queries: on the bank's device.
             k: at most M.
-            exact: compute the distances of the k returned again by direct subtraction and sort by
-                them, so that the rounding of the search does not show in a score.
+            exact: compute Flat's distances, too, by direct subtraction and sort by them.
 
         Raises:
-            BankError: see `SearchIndex.search`.
+            BankError: k is larger than the bank, a query has another width, or is NaN or infinite.
         """
-        found = self._index.search(queries, k)
-        if not exact:
-            return found
-        sq_distances, order = exact_sq_distances(queries, self._tensor, found.ids).sort(dim=1)
-        return Neighbors(sq_distances=sq_distances, ids=found.ids.gather(1, order))
+        self._check(queries, k)
+        if self.index is None:
+            sq_distances, ids = self._flat(queries, k)
+            if not exact:
+                return Neighbors(sq_distances=sq_distances.clamp_min_(0), ids=ids)
+        else:
+            shortlist = min(max(self.index.state.shortlist, k), len(self))
+            ids = self._completed(queries, self.index.candidates(queries, shortlist)[1])
+        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1)
+        return Neighbors(
+            sq_distances=sq_distances[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
+        )
+
+    def _take(self, index: SearchIndex) -> None:
+        if (index.count, index.width) != self.vectors.shape:
+            raise BankError(
+                expected=f"an index over {len(self)} x {self.vectors.shape[1]} memories",
+                got=f"{index.count} x {index.width}",
+                remedy="build the index again",
+            )
+        self.index = index.to(self.device)
+
+    def _flat(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Every distance computed: (n, k) squared, as FAISS gives them, and rows."""
+        if self._gpu_flat is not None:
+            import faiss.contrib.torch_utils  # noqa: F401  see SearchIndex.candidates
+
+            with torch.cuda.device(self.device):
+                sq_distances, ids = self._gpu_flat.search(queries.contiguous(), k)
+        else:
+            found = nearest_rows(queries.numpy(), self.vectors, k)
+            sq_distances, ids = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        # FAISS never returns a row for a NaN or infinite query: its heap keeps -1.
+        if len(ids) and int(ids.min()) < 0:
+            raise BankError(
+                expected="finite queries",
+                got="a NaN or infinite patch feature",
+                remedy="check the image, the weights and the precision",
+            )
+        return sq_distances, ids
+
+    def _completed(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """Candidates, those of queries for which the index found too few replaced by Flat's."""
+        short = (ids < 0).any(dim=1)
+        # Some indexes answer a NaN with any rows: an infinite sum is cheaper than looking at every number.
+        odd = ~queries.sum(dim=1).isfinite()
+        if bool((short | odd).any()):
+            again = (short | odd).nonzero()[:, 0]
+            ids = ids.clone()
+            if self._gpu_flat is None and self.device.type == "cuda":
+                self._gpu_flat = flat_index(self.vectors, self.device)
+            ids[again] = self._flat(queries[again], ids.shape[1])[1]
+        return ids
+
+    def _check(self, queries: Tensor, k: int) -> None:
+        if k > len(self):
+            raise BankError(
+                expected=f"to find {k} neighbours",
+                got=f"a bank of {len(self)} memories",
+                remedy="ask for fewer neighbours (K + J) or build a larger bank",
+            )
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise BankError(
+                expected=f"queries of shape (n, {self.vectors.shape[1]})",
+                got=f"{tuple(queries.shape)}",
+                remedy="use the descriptor that this bank was built with",
+            )
+
+
+def _blocks(vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [vectors[start : start + _CHECKED_ROWS] for start in range(0, len(vectors), _CHECKED_ROWS)]
+
+
+def _writable(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What torch takes without a warning: the same memory, unless it is read-only; a copy then."""
+    return vectors if vectors.flags.writeable and vectors.flags.c_contiguous else np.array(vectors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from cfa_index.bundle.manifest import Manifest, damaged
 from cfa_index.errors import BundleError
 from cfa_index.files import sha256_of_file, sync_folder, take_lock, write_bytes, write_json, writing
 
-Content = bytes | Path | Mapping[str, Tensor] | NDArray[Any]
-"""Of a file: bytes, a file to copy, tensors for safetensors, or an array for .npy."""
+Content = bytes | Path | Mapping[str, Tensor] | NDArray[Any] | Callable[[Path], None]
+"""Of a file: bytes, a file to copy, tensors for safetensors, an array for .npy, or what writes it."""
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def write_generation(
     Args:
         folder: <models>/<category>.
         manifest: its generation, created, versions and files are filled in here.
-        contents: by file name; bytes, tensors for safetensors, an array for .npy, or a file to copy.
+        contents: by file name.
 
     Returns:
         The generation's folder and its completed manifest.
@@ -145,6 +145,8 @@ def _write_content(path: Path, content: Content) -> None:
             shutil.copyfile(content, path)
         elif isinstance(content, np.ndarray):
             np.save(path, content, allow_pickle=False)
+        elif callable(content):
+            content(path)
         else:
             with _safetensors_errors():
                 save_file(dict(content), path)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from cfa_index.backbones import WeightsOrigin
+from cfa_index.bank import IndexState
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.files import is_sealed, seal
 from cfa_index.metrics import Threshold
 from cfa_index.specs import ModelSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {
         "descriptor": {"expansion": 1.0},
@@ -22,8 +23,11 @@ _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
         "train": {"learn_radius": True, "select": "none"},
         "score": {"baseline": "none"},
     },
+    3: {"index": {"min_recall": 0.99, "budget_memory_bytes": None, "budget_latency_ms": None}},
 }
 """Settings that a schema version added, by section, with the values that the versions before it meant."""
+_ADDED: Mapping[int, Mapping[str, Any]] = {2: {}, 3: {"index": None}}
+"""The same of the manifest itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class Manifest:
         weights: where the backbone's weights came from.
         channels: C_l of each level.
         radius: r after training, or 0 before.
+        index: the bank's index as it was tuned; None for Flat.
         threshold: of the scores; None without held-out images.
         versions: of the libraries that wrote it.
     """
@@ -62,6 +67,7 @@ class Manifest:
     weights: WeightsOrigin
     channels: tuple[int, ...]
     radius: float
+    index: IndexState | None = None
     held_out: HeldOut
     threshold: Threshold | None
     versions: Mapping[str, str]
@@ -71,6 +77,7 @@ class Manifest:
         """Plain values for JSON, with the schema version and the document's own checksum."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["spec"] = self.spec.to_dict()
+        values["index"] = self.index.to_dict() if self.index else None
         values["weights"] = asdict(self.weights)
         values["channels"] = list(self.channels)
         values["held_out"] = {"uris": list(self.held_out.uris), "scores": list(self.held_out.scores)}
@@ -95,6 +102,9 @@ class Manifest:
         if not isinstance(version, int) or version < 1 or not is_sealed(document):
             raise damaged(where, "a document that does not match its own checksum")
         values = {k: v for k, v in document.items() if k not in ("schema_version", "sha256")}
+        for newer in range(version + 1, SCHEMA_VERSION + 1):
+            values = {**values, **_ADDED[newer]}
+        values["index"] = IndexState.from_dict(values["index"]) if values["index"] else None
         values["spec"] = ModelSpec.from_dict(_upgraded(values["spec"], version))
         values["weights"] = WeightsOrigin(**values["weights"])
         values["channels"] = tuple(values["channels"])

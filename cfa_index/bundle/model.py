@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
-from cfa_index.bank import MemoryBank
+from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, read_faiss
 from cfa_index.bundle.generations import current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
@@ -38,6 +38,7 @@ EPOCHS_FILE = "epochs.safetensors"
 """`<epoch>.weight` and `<epoch>.bias` of phi after each epoch, epochs from 1 and four digits wide."""
 VECTORS_FILE = "vectors.npy"
 BASELINE_FILE = "baseline.npy"
+INDEX_FILE = "index.faiss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,15 @@ class ModelBundle:
             `initial_descriptor` is phi_0.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, backbone: Backbone, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        backbone: Backbone,
+        device: torch.device,
+        *,
+        rebuild_index: bool = False,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.backbone = backbone.to(device)
@@ -85,7 +94,8 @@ class ModelBundle:
         baseline = torch.tensor(_load_array(path / BASELINE_FILE)) if has_baseline else None
         if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
             raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
-        self.bank = MemoryBank(vectors, manifest.spec.index, device)
+        index = None if manifest.index is None else _index(path, manifest, vectors, rebuild=rebuild_index)
+        self.bank = MemoryBank(vectors, device, index)
         self.scorer = Scorer(
             self.backbone,
             self.descriptor,
@@ -96,7 +106,14 @@ class ModelBundle:
         )
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "cpu", weights: Path | None = None) -> ModelBundle:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "cpu",
+        weights: Path | None = None,
+        rebuild_index: bool = False,
+    ) -> ModelBundle:
         """Load a model.
 
         Args:
@@ -104,6 +121,8 @@ class ModelBundle:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             weights: file of the backbone's weights, for a model that was written without them; one that
                 holds them takes the same file only.
+            rebuild_index: make the index from the vectors and leave its file unread. FAISS's reader is native
+                code: for a model whose origin is not trusted.
 
         Raises:
             BundleError: missing, damaged, unfinished, or of a newer version; or the weights are not
@@ -118,6 +137,8 @@ class ModelBundle:
         manifest = read_manifest(folder)
         for name, checksum in manifest.files.items():
             file = folder / name
+            if name == INDEX_FILE and rebuild_index:
+                continue
             if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
                 raise damaged(file, "a file that is missing or was changed")
         features = manifest.spec.features
@@ -142,7 +163,7 @@ class ModelBundle:
                     if embedded
                     else "hand over the same file with --weights",
                 )
-        return cls(folder, manifest, backbone, target)
+        return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
 
     @property
     def threshold(self) -> float | None:
@@ -258,10 +279,20 @@ def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Te
 
 def _load_array(path: Path) -> NDArray[np.float32]:
     try:
-        array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
     except ValueError as error:
         raise damaged(path, "a file that is no plain array") from error
     return array
+
+
+def _index(path: Path, manifest: Manifest, vectors: NDArray[np.float32], *, rebuild: bool) -> SearchIndex:
+    """The index of a generation from its file, or made again from the vectors."""
+    state = manifest.index
+    assert state is not None, "Flat needs no index"
+    if INDEX_FILE in manifest.files and not rebuild:
+        return read_faiss(path / INDEX_FILE, state, vectors.shape)
+    made = build_faiss(vectors, state.factory, seed=manifest.spec.seed)
+    return SearchIndex(made, state, torch.device("cpu")).tuned(state.parameters, state.shortlist)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

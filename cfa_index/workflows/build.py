@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import faiss_version
+from cfa_index.bank import IndexTrial, faiss_version
 from cfa_index.bundle import (
     BACKBONE_FILE,
     BASELINE_FILE,
@@ -35,6 +35,7 @@ from cfa_index.workflows.extract import (
     store_header,
     store_path,
 )
+from cfa_index.workflows.indexing import index_bank
 from cfa_index.workflows.start import bank_contents, make_start, patch_moments
 
 
@@ -69,6 +70,7 @@ class BuildReport:
         store: path of the PatchStore.
         images, rejected: good images used (bank and threshold), and those that could not be read.
         memories, width: M and D'.
+        trials: the indexes that were tried; none for plain Flat.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class BuildReport:
     rejected: int
     memories: int
     width: int
+    trials: tuple[IndexTrial, ...] = ()
 
 
 def build(
@@ -106,7 +109,8 @@ def build(
 
     Raises:
         DatasetError: no image can be read.
-        BankError: more memories are asked for than there are patches, or than a coreset can hold.
+        BankError: more memories are asked for than there are patches, or than a coreset can hold; or FAISS
+            cannot make the index, or none keeps within the budgets.
         SpecError: the bank's share of the patches is too small for K, or too large for its method.
         StoreError, OutputError: see `extract`.
     """
@@ -132,6 +136,7 @@ def build(
         else None
     )
     start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
+    start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
     scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
     held_out = score_held_out(scorer, store, held_rows, listener)
     contents: dict[str, Content] = {
@@ -159,6 +164,7 @@ def build(
         weights=backbone.origin,
         channels=backbone.channels,
         radius=0.0,
+        index=start.bank.index.state if start.bank.index else None,
         held_out=held_out,
         threshold=threshold_of(held_out, spec.score.false_alarm_rate),
         versions=versions(),
@@ -174,6 +180,7 @@ def build(
         rejected=len(store) - len(store.good_rows),
         memories=len(start.bank),
         width=start.phi_0.width,
+        trials=choice.trials if choice else (),
     )
 
 

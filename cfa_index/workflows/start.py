@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cfa_index.bank import MemoryBank, PatchSources
 from cfa_index.bundle import (
     EXEMPLARS_FILE,
+    INDEX_FILE,
     SOURCES_FILE,
     VECTORS_FILE,
     Content,
@@ -85,7 +86,7 @@ def make_start(
     phi_0 = initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
     vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
-    bank = MemoryBank(vectors, spec.index, device)
+    bank = MemoryBank(vectors, device)
     return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=sources.rows, sources=sources)
 
 
@@ -104,6 +105,8 @@ def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) 
         VECTORS_FILE: start.bank.vectors,
         SOURCES_FILE: sources_table(places),
     }
+    if start.bank.index is not None:
+        contents[INDEX_FILE] = start.bank.index.write
     if len(start.bank) <= MOST_EXEMPLARS:
         crops = exemplar_crops(store, start.sources, places, listener)
         contents[EXEMPLARS_FILE] = exemplars_table(crops)

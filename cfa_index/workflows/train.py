@@ -27,6 +27,7 @@ from cfa_index.bundle import (
     DESCRIPTOR_FILE,
     EPOCHS_FILE,
     EXEMPLARS_FILE,
+    INDEX_FILE,
     SELECTION_FILE,
     SOURCES_FILE,
     TRAIN_LOG_FILE,
@@ -51,6 +52,7 @@ from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, spl
 from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, write_checkpoint
 from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
 from cfa_index.workflows.extract import inspected_mask, store_path
+from cfa_index.workflows.indexing import index_bank, remeasure_index
 from cfa_index.workflows.probes import draw_probes, split_probes
 from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
 from cfa_index.workflows.start import Start, bank_contents, start_of
@@ -143,6 +145,8 @@ def _train(
         start = choose_start(
             selection, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
         )
+    if start.sources is not None:  # a new bank, chosen under Flat
+        start, _ = index_bank(start, store, held_rows=threshold_rows, fit_rows=rows, listener=listener)
     phi = copy.deepcopy(start.phi_0)
     if isinstance(spec.radius, str):
         radius = median_radius(store, rows, phi, start.bank, spec)
@@ -205,6 +209,7 @@ def _train(
         )
         phi = kept[epoch - 1] if epoch else start.phi_0
         radius = log[epoch - 1].radius if epoch else 0.0
+    remeasure_index(start, phi, store, rows=threshold_rows or rows, listener=listener)
     scorer = calibrated_scorer(bundle.backbone, phi, start, store=store, rows=rows, listener=listener)
     held_out = score_held_out(scorer, store, threshold_rows, listener)
     manifest = replace(
@@ -213,6 +218,7 @@ def _train(
         action="train",
         created=timestamp(),
         radius=radius,
+        index=start.bank.index.state if start.bank.index else None,
         versions=versions(),
     )
     contents = _contents(bundle, start, phi, radius, scorer, log)
@@ -313,7 +319,7 @@ def _contents(
     }
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
-    banks = (VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE) if start.sources is None else ()
+    banks = (VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE, INDEX_FILE) if start.sources is None else ()
     for name in (BACKBONE_FILE, *banks):
         if name in bundle.manifest.files:
             contents[name] = bundle.path / name

@@ -1,0 +1,162 @@
+"""The index that was asked for, built and tuned; or the best within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfa_index.bank.index import SearchIndex, build_faiss
+from cfa_index.bank.recipes import Recipe, recipes_of
+from cfa_index.bank.state import IndexState, IndexTrial
+from cfa_index.bank.tuning import Truth, tune
+from cfa_index.errors import BankError
+from cfa_index.events import Listener, Notice, ignore, stage
+from cfa_index.specs import IndexSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexChoice:
+    """What became of an `IndexSpec`.
+
+    Attributes:
+        index: on the CPU; None for Flat.
+        state: of the index, or of Flat.
+        trials: all that was tried, in order; one of them was chosen.
+    """
+
+    index: SearchIndex | None
+    state: IndexState
+    trials: tuple[IndexTrial, ...]
+
+
+def make_index(
+    vectors: NDArray[np.float32],
+    spec: IndexSpec,
+    queries: NDArray[np.float32],
+    *,
+    k: int,
+    patches_per_image: int,
+    seed: int,
+    listener: Listener = ignore,
+) -> IndexChoice:
+    """Build the index that a spec asks for and tune it on held-out patches.
+
+    Args:
+        vectors: (M, D') float32, may be memory mapped.
+        spec: which one, the recall it has to reach, and the budgets of `auto`.
+        queries: (n, D') float32 good patches that are not in the bank, image after image.
+        k: neighbours that the model asks for.
+        patches_per_image: queries of one image, whose latency is measured.
+        seed: of sampling and of k-means.
+        listener: told of progress; and, in a notice, of a recall that was not reached.
+
+    Raises:
+        BankError: FAISS cannot make it; or, for `auto`, nothing keeps within the budgets.
+    """
+    count, d = vectors.shape
+    recipes = recipes_of(spec.factory, count, d)
+    truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image)
+    done: list[tuple[SearchIndex | None, IndexTrial]] = []
+    for recipe in recipes:
+        try:
+            index, state, reached = _made(recipe, truth, spec, seed, listener)
+        except BankError as error:
+            if len(recipes) == 1:
+                raise
+            done.append((None, IndexTrial(**vars(recipe), state=None, verdict=error.got)))
+            continue
+        verdict = _shortfall(state, spec, reached)
+        done.append((index, IndexTrial(**vars(recipe), state=state, verdict=verdict)))
+    fitting = [one for one in done if not one[1].verdict and one[1].state is not None]
+    if not fitting:
+        if spec.factory == "auto":
+            raise _nothing_fits(spec, [trial for _, trial in done])
+        # A user who named an index gets it, and is told.
+        fitting = [max((one for one in done if one[1].state), key=lambda one: _recall(one[1]))]
+        listener(Notice(message=f"{fitting[0][1].factory}: {fitting[0][1].verdict}"))
+    chosen = min(fitting, key=lambda one: _latency(one[1]))
+    trials = [
+        replace(trial, verdict="chosen" if trial is chosen[1] else trial.verdict or "slower")
+        for _, trial in done
+    ]
+    assert chosen[1].state is not None
+    return IndexChoice(index=chosen[0], state=chosen[1].state, trials=tuple(trials))
+
+
+def _made(
+    recipe: Recipe, truth: Truth, spec: IndexSpec, seed: int, listener: Listener
+) -> tuple[SearchIndex | None, IndexState, bool]:
+    """The index of a recipe, tuned and measured, and whether it finds enough."""
+    count = len(truth.vectors)
+    state = IndexState(
+        name=recipe.name,
+        factory=recipe.factory,
+        parameters={},
+        k=truth.k,
+        queries=0,
+        resident_bytes=truth.vectors.nbytes,
+        latency_ms=0.0,
+    )
+    if state.is_flat:
+        return None, replace(state, latency_ms=truth.latency_ms(truth.flat)), True
+    with stage(listener, f"index {recipe.factory}", count, "memories") as advance:
+        index = SearchIndex(
+            build_faiss(truth.vectors, recipe.factory, seed=seed, advance=advance), state, torch.device("cpu")
+        )
+    with stage(listener, "tuning", None, "searches"):
+        reached = tune(index, truth, spec.min_recall)
+        truth.measure(index)
+    return index, index.state, reached
+
+
+def _shortfall(state: IndexState, spec: IndexSpec, reached: bool) -> str:
+    """Why an index does not do; empty when it does."""
+    if not reached:
+        return f"recall@1 of {state.recall_at_1:.4f}, {spec.min_recall:g} were asked for"
+    memory, latency = spec.budget_memory_bytes, spec.budget_latency_ms
+    if memory is not None and state.resident_bytes > memory:
+        return f"{_mib(state.resident_bytes)} resident, {_mib(memory)} allowed"
+    if latency is not None and state.latency_ms > latency:
+        return f"{state.latency_ms:.3g} ms an image, {latency:g} ms allowed"
+    return ""
+
+
+def _nothing_fits(spec: IndexSpec, trials: list[IndexTrial]) -> BankError:
+    """The error that names the nearest miss: the least factor by which a limit is exceeded."""
+
+    def excess(trial: IndexTrial) -> float:
+        state = trial.state
+        if state is None:
+            return float("inf")
+        memory, latency = spec.budget_memory_bytes, spec.budget_latency_ms
+        missed = (1 - state.recall_at_1 + 1e-9) / (1 - spec.min_recall + 1e-9)
+        return max(
+            missed if "recall" in trial.verdict else 0.0,
+            state.resident_bytes / memory if memory else 0.0,
+            state.latency_ms / latency if latency else 0.0,
+        )
+
+    nearest = min(trials, key=excess)
+    limits = [f"recall@1 of {spec.min_recall:g}"]
+    limits += [_mib(spec.budget_memory_bytes)] if spec.budget_memory_bytes else []
+    limits += [f"{spec.budget_latency_ms:g} ms an image"] if spec.budget_latency_ms else []
+    return BankError(
+        expected=f"an index within {', '.join(limits)}",
+        got=f"none of {len(trials)}; the nearest miss is {nearest.factory}: {nearest.verdict}",
+        remedy="raise that limit, or build a smaller bank",
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB"
+
+
+def _recall(trial: IndexTrial) -> float:
+    return trial.state.recall_at_1 if trial.state else -1.0
+
+
+def _latency(trial: IndexTrial) -> float:
+    return trial.state.latency_ms if trial.state else float("inf")

@@ -1,0 +1,56 @@
+"""From a short name to FAISS factory strings that suit a bank's size; pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cfa_index.specs import INDEX_NAMES
+
+_LEAST_POINTS_PER_CELL = 39
+"""FAISS warns below this: centres of k-means would be poor."""
+_PREFIXES = (16, 32, 64, 128, 256)
+_WIDEST_CODE = 256
+"""Directions that product quantisers see; beyond, patches differ little and each costs half a byte."""
+_WIDEST_GRAPH = 256
+"""A walk through a graph computes distances one by one: in 1,792 dimensions slower than Flat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One index to try: its short name (`factory` where a user gave that) and FAISS's factory string."""
+
+    name: str
+    factory: str
+
+
+def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
+    """What a name stands for over `count` vectors of `d` dimensions: the cheapest to search first.
+
+    `flat` and a factory string stand for themselves; `auto` for the recipes of every name in turn.
+    """
+    if name == "auto":
+        return [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
+    cells = f"IVF{cell_count(count)}"
+    factories = {
+        "flat": ["Flat"],
+        "flat16": ["SQfp16"],
+        "pca-refine": [f"PCA{p},Flat" for p in _PREFIXES if 2 * p <= d] or ["PCA1,Flat"],
+        "ivf": [f"{cells},Flat"],
+        "ivf-sq8": [f"{cells},SQ8"],
+        "ivf-pq": [_product_quantiser(cells, d)],
+        "hnsw": ["HNSW32,Flat" if d <= _WIDEST_GRAPH else f"PCA{_WIDEST_GRAPH // 2},HNSW32,Flat"],
+    }
+    return [Recipe(name=name, factory=factory) for factory in factories.get(name, [name])]
+
+
+def cell_count(count: int) -> int:
+    """Cells of a partition: the power of two near 4 sqrt(M), with enough points to each."""
+    wanted = min(4 * math.sqrt(count), count / _LEAST_POINTS_PER_CELL)
+    return max(1, 1 << int(math.log2(max(wanted, 1))))
+
+
+def _product_quantiser(cells: str, d: int) -> str:
+    """Four bits for every two directions, turned so that all carry alike."""
+    pairs = max(1, min(d, _WIDEST_CODE) // 2)
+    return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs" if d > 1 else f"{cells},PQ1x4fs"

@@ -1,0 +1,75 @@
+"""What is known of an index: how it was built and tuned, and what that was measured to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexState:
+    """An index as it was built and tuned; what a manifest keeps.
+
+    Attributes:
+        name: short name of its recipe, or the factory string that was asked for.
+        factory: FAISS's factory string.
+        parameters: FAISS's parameters of a search, such as nprobe and efSearch.
+        shortlist: candidates whose exact distances are computed; 0 for the k that are asked for.
+        recall_at_1: share of held-out queries whose nearest memory is found, measured on queries that
+            were not used for tuning.
+        recall_at_k: mean share of the k nearest that is found; `k` is the model's K.
+        queries: how many were measured, 0 where there were none.
+        resident_bytes: what a search needs in memory: the index, or the vectors of Flat. The vectors
+            behind an index are memory mapped besides.
+        latency_ms: median over runs, for the patches of one image.
+    """
+
+    name: str = "flat"
+    factory: str = "Flat"
+    parameters: Mapping[str, int]
+    shortlist: int = 0
+    recall_at_1: float = 1.0
+    recall_at_k: float = 1.0
+    k: int
+    queries: int
+    resident_bytes: int
+    latency_ms: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is no index at all, but every distance computed."""
+        return self.factory == "Flat"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `IndexState(**values)` is the inverse."""
+        return {**asdict(self), "parameters": dict(self.parameters)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises TypeError where a key is missing or unknown."""
+        return cls(**values)
+
+    def describe(self) -> str:
+        """In a few words: `ivf-pq (PCAR152,IVF64,PQ76x4fs; nprobe 8, shortlist 16)`."""
+        if self.is_flat:
+            return "flat"
+        settings = [f"{name} {value}" for name, value in sorted(self.parameters.items())]
+        settings += [f"shortlist {self.shortlist}"] if self.shortlist else []
+        factory = "" if self.name == self.factory else f"{self.factory}; "
+        return f"{self.name} ({factory}{', '.join(settings)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexTrial:
+    """An index that was tried, and what became of it.
+
+    Attributes:
+        state: None where it could not be built.
+        verdict: `chosen`, or why it fell out.
+    """
+
+    name: str
+    factory: str
+    state: IndexState | None
+    verdict: str

@@ -1,0 +1,165 @@
+"""From an index as it was built to one that finds enough: nprobe, efSearch and the shortlist, by measuring."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfa_index.bank.exact import exact_sq_distances, nearest_rows
+from cfa_index.bank.index import SearchIndex, set_parameters, tunable
+from cfa_index.bank.memory import MemoryBank
+from cfa_index.errors import BankError
+
+_LONGEST_SHORTLIST = 128
+_TIE = 1e-5
+"""Relative: a memory this little farther than the nearest is as good."""
+_LATENCY_RUNS = 5
+
+
+def recall_at(
+    found: NDArray[np.float32], nearest: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.bool_], float]:
+    """How well a search found the nearest, judged by exact distances, so that ties are no misses.
+
+    Args:
+        found: (n, >=k) squared distances of what was returned, ascending.
+        nearest: (n, >=k) of the true neighbours, ascending.
+        k: of recall@k.
+
+    Returns:
+        (n,) whether the nearest was found, and the mean share of the first k found.
+    """
+    limit = nearest * (1 + _TIE) + np.finfo(np.float32).tiny
+    return found[:, 0] <= limit[:, 0], float((found[:, :k] <= limit[:, k - 1 : k]).mean())
+
+
+class Truth:
+    """Queries and the exact distances of their nearest memories.
+
+    Args:
+        vectors: (M, D') float32, may be memory mapped.
+        queries: (n, D') float32, a first half for tuning and a second for measuring.
+        k: how many neighbours a model asks for.
+        patches_per_image: queries of one image, for the latency.
+
+    Raises:
+        BankError: fewer than two queries.
+    """
+
+    def __init__(
+        self, vectors: NDArray[np.float32], queries: NDArray[np.float32], *, k: int, patches_per_image: int
+    ) -> None:
+        if len(queries) < 2:
+            raise BankError(
+                expected="at least 2 good patches to measure an index with",
+                got=str(len(queries)),
+                remedy="use --index flat, or give more good images",
+            )
+        self.vectors = vectors
+        self.k = min(k, len(vectors))
+        self.patches_per_image = patches_per_image
+        _, ids = nearest_rows(queries, vectors, self.k)
+        x = torch.from_numpy(np.ascontiguousarray(queries))
+        self.flat = MemoryBank(vectors, torch.device("cpu"))
+        exact = exact_sq_distances(x, self.flat.tensor, torch.from_numpy(ids))
+        self.nearest: NDArray[np.float32] = exact.sort(dim=1).values.numpy()
+        self.queries = x
+
+    @property
+    def half(self) -> int:
+        """Queries before it tune, those from it on measure."""
+        return len(self.queries) // 2
+
+    def measure(self, index: SearchIndex) -> None:
+        """Put into the index's state the recall of the second half, its bytes, and the latency of an image."""
+        bank = self.flat.with_index(index)
+        part = self.queries[self.half :]
+        found = bank.search(part, self.k, exact=True).sq_distances.numpy()
+        first, at_k = recall_at(found, self.nearest[self.half :], self.k)
+        index.state = replace(
+            index.state,
+            recall_at_1=float(first.mean()),
+            recall_at_k=at_k,
+            k=self.k,
+            queries=len(part),
+            resident_bytes=index.resident_bytes(),
+            latency_ms=self.latency_ms(bank),
+        )
+
+    def latency_ms(self, bank: MemoryBank) -> float:
+        """Median milliseconds of a search for the patches of one image."""
+        image = self.queries[torch.arange(self.patches_per_image) % len(self.queries)]
+        bank.search(image, self.k, exact=True)
+        runs = []
+        for _ in range(_LATENCY_RUNS):
+            started = time.perf_counter()
+            bank.search(image, self.k, exact=True)
+            runs.append(time.perf_counter() - started)
+        return 1000 * statistics.median(runs)
+
+
+def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
+    """Set the fastest parameters and shortlist that find enough on the first half of the queries.
+
+    For every value of the one parameter, the shortlist needed is read off one search for the longest. The
+    pair that answers fastest is kept; where none finds enough, that which finds most.
+
+    Returns:
+        Whether it finds enough.
+    """
+    queries = truth.queries[: truth.half]
+    bank = truth.flat.with_index(index)
+    nearest = truth.nearest[: len(queries)]
+    most = min(max(_LONGEST_SHORTLIST, truth.k), len(truth.vectors))
+    settings = _settings(tunable(index.faiss_index))
+    enough: list[tuple[float, dict[str, int], int]] = []
+    best: tuple[float, dict[str, int], int] = (-1.0, settings[-1], most)
+    for setting in settings:
+        set_parameters(index.faiss_index, setting)
+        recalls = _recalls_by_shortlist(index, truth, queries, nearest, most)
+        fits = [length for length, recall in recalls if recall >= min_recall]
+        length, recall = (fits[0], min_recall) if fits else recalls[-1]
+        if recall > best[0] and not fits:
+            best = (recall, setting, length)
+        if fits:
+            index.tuned(setting, length)
+            enough.append((truth.latency_ms(bank), setting, length))
+            if len(enough) > 1 and enough[-1][0] > 1.2 * min(enough)[0]:
+                break  # ever more to look at: it only gets slower
+    _, setting, length = min(enough, key=lambda one: one[0]) if enough else best
+    index.tuned(setting, length)
+    return bool(enough)
+
+
+def _recalls_by_shortlist(
+    index: SearchIndex,
+    truth: Truth,
+    queries: torch.Tensor,
+    nearest: NDArray[np.float32],
+    most: int,
+) -> list[tuple[int, float]]:
+    """Recall@1 at each length of the shortlist, ascending."""
+    _, ids = index.candidates(queries, most)
+    distances = exact_sq_distances(queries, truth.flat.tensor, ids.clamp_min(0))
+    distances[ids < 0] = torch.inf
+    lengths = [truth.k, *(1 << power for power in range(1, 12) if truth.k < 1 << power <= most)]
+    recalls = []
+    for length in lengths:
+        found = distances[:, :length].amin(dim=1, keepdim=True).numpy()
+        recalls.append((length, float(recall_at(found, nearest[:, :1], 1)[0].mean())))
+    assert all(a <= b for (_, a), (_, b) in pairwise(recalls))
+    return recalls
+
+
+def _settings(tunables: dict[str, int]) -> list[dict[str, int]]:
+    """Values to try, from the fastest: powers of two up to the most."""
+    for name, most in tunables.items():
+        powers = [1 << power for power in range(0 if name == "nprobe" else 3, 13) if 1 << power < most]
+        return [{name: value} for value in [*powers, most]]
+    return [{}]
