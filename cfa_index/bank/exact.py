@@ -53,13 +53,13 @@ def nearest_rows(
 
     `base` may be memory mapped: it is read block by block. ids are -1 for a query that is not finite.
     """
-    with _matrix_products():
+    with matrix_products():
         sq_distances, ids = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(base), k)
     return sq_distances, ids
 
 
 @contextmanager
-def _matrix_products() -> Iterator[None]:
+def matrix_products() -> Iterator[None]:
     """Let FAISS multiply matrices in the body. The switch is the process's; both ways give the same result."""
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = _EXPANSION_FROM

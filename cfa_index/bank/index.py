@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.state import IndexState
 from cfa_index.errors import BankError, DeviceError
 
@@ -72,7 +73,8 @@ class SearchIndex:
             with torch.cuda.device(self.device):
                 sq_distances, ids = self._index.search(queries.contiguous(), k)
             return sq_distances, ids
-        found = self._index.search(queries.contiguous().numpy(), k)
+        with matrix_products():
+            found = self._index.search(queries.contiguous().numpy(), k)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
     def tuned(self, parameters: Mapping[str, int], shortlist: int) -> Self:

@@ -11,7 +11,8 @@ _LEAST_POINTS_PER_CELL = 39
 """FAISS warns below this: centres of k-means would be poor."""
 _PREFIXES = (16, 32, 64, 128, 256)
 _WIDEST_CODE = 256
-"""Directions that product quantisers see; beyond, patches differ little and each costs half a byte."""
+"""Directions that product quantisers see; beyond, patches differ little and each costs a quarter byte. Fewer
+memories than this cannot tell the directions: they stay as they are."""
 _WIDEST_GRAPH = 256
 """A walk through a graph computes distances one by one: in 1,792 dimensions slower than Flat."""
 
@@ -27,7 +28,7 @@ class Recipe:
 def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
     """What a name stands for over `count` vectors of `d` dimensions: the cheapest to search first.
 
-    `flat` and a factory string stand for themselves; `auto` for the recipes of every name in turn.
+    What a bank is too small or too narrow for is left out of a recipe. `flat` and a factory string stand for themselves; `auto` for the recipes of every name in turn.
     """
     if name == "auto":
         return [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
@@ -35,10 +36,10 @@ def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
     factories = {
         "flat": ["Flat"],
         "flat16": ["SQfp16"],
-        "pca-refine": [f"PCA{p},Flat" for p in _PREFIXES if 2 * p <= d] or ["PCA1,Flat"],
+        "pca-refine": [f"PCA{p},Flat" for p in _PREFIXES if p <= min(d // 2, count)] or ["Flat"],
         "ivf": [f"{cells},Flat"],
         "ivf-sq8": [f"{cells},SQ8"],
-        "ivf-pq": [_product_quantiser(cells, d)],
+        "ivf-pq": [_product_quantiser(cells, d) if count > _WIDEST_CODE and d > 1 else f"{cells},Flat"],
         "hnsw": ["HNSW32,Flat" if d <= _WIDEST_GRAPH else f"PCA{_WIDEST_GRAPH // 2},HNSW32,Flat"],
     }
     return [Recipe(name=name, factory=factory) for factory in factories.get(name, [name])]
@@ -52,5 +53,5 @@ def cell_count(count: int) -> int:
 
 def _product_quantiser(cells: str, d: int) -> str:
     """Four bits for every two directions, turned so that all carry alike."""
-    pairs = max(1, min(d, _WIDEST_CODE) // 2)
-    return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs" if d > 1 else f"{cells},PQ1x4fs"
+    pairs = min(d, _WIDEST_CODE) // 2
+    return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs"

@@ -76,3 +76,8 @@ class IndexTrial:
     factory: str
     state: IndexState | None
     verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        state = self.state.to_dict() if self.state else None
+        return {"name": self.name, "factory": self.factory, "state": state, "verdict": self.verdict}

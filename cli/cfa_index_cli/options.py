@@ -91,6 +91,27 @@ def parse_ratio(text: str) -> float:
     raise typer.BadParameter(f"{text!r} is not a ratio such as 1/4 or 0.25")
 
 
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]i?B|B)?", re.ASCII | re.IGNORECASE)
+_POWERS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s)", re.ASCII)
+
+
+def parse_bytes(text: str) -> int:
+    """`64MiB`, `1.5GB` or `4096` in bytes: MiB are powers of 1,024, MB of 1,000."""
+    if not (match := _SIZE.fullmatch(text)):
+        raise typer.BadParameter(f"{text!r} is not a size such as 64MiB")
+    unit = (match[2] or "").lower()
+    base = 1024 if "i" in unit else 1000
+    return int(float(match[1]) * base ** _POWERS[unit[:1]])
+
+
+def parse_ms(text: str) -> float:
+    """`20ms` or `0.5s` in milliseconds."""
+    if not (match := _DURATION.fullmatch(text)):
+        raise typer.BadParameter(f"{text!r} is not a time such as 20ms or 0.5s")
+    return float(match[1]) * (1000 if match[2] == "s" else 1)
+
+
 def parse_strides(text: str) -> tuple[int, ...]:
     """`8,16` as numbers."""
     try:
@@ -234,6 +255,51 @@ ThresholdValue = Annotated[
     float | None,
     typer.Option("--threshold", help="Scores above it are anomalous; in place of the model's own."),
 ]
+INDEX = "Index"
+IndexName = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        help="How memories are searched. flat: exactly (the default). flat16: half floats. pca-refine: leading "
+        "directions, then a shortlist exactly. ivf, ivf-sq8, ivf-pq: the nearest cells of a partition, the "
+        "latter two compressed. hnsw: a graph. auto: the fastest within the budgets. Or a FAISS factory string. "
+        "All but flat are tuned on held-out patches; distances stay exact.",
+        rich_help_panel=INDEX,
+    ),
+]
+MinRecall = Annotated[
+    str | None,
+    typer.Option(
+        "--min-recall",
+        help="Share of good patches whose nearest memory the index has to find. "
+        f"[default: {RECOMMENDED.index.min_recall}]",
+        rich_help_panel=INDEX,
+    ),
+]
+BudgetMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-memory",
+        help="With --index auto: most memory that a search may keep resident, such as 64MiB.",
+        rich_help_panel=INDEX,
+    ),
+]
+BudgetLatency = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-latency",
+        help="With --index auto: longest search for the patches of one image, such as 20ms.",
+        rich_help_panel=INDEX,
+    ),
+]
+RebuildIndex = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild-index",
+        help="Make the index from the vectors and leave its file unread: for a model whose origin is not trusted.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[
     Path | None,
     typer.Option(
@@ -267,6 +333,7 @@ def override(
     descriptor: Mapping[str, Any],
     bank: Mapping[str, Any],
     score: Mapping[str, Any],
+    index: Mapping[str, Any],
     top: Mapping[str, Any],
 ) -> ModelSpec:
     """A spec with the given values in place; None leaves a setting as it is, but a ratio of the bank's
@@ -284,7 +351,24 @@ def override(
         descriptor=replace(base.descriptor, **_given(descriptor)),
         bank=new_bank,
         score=replace(base.score, **_given(score)),
+        index=replace(base.index, **index),
         **_given(top),
+    )
+
+
+def index_settings(
+    name: str | None, min_recall: str | None, budget_memory: str | None, budget_latency: str | None
+) -> dict[str, Any]:
+    """The given settings of an `IndexSpec`; a budget alone asks for `auto`."""
+    if name is None and (budget_memory is not None or budget_latency is not None):
+        name = "auto"
+    return _given(
+        {
+            "factory": name,
+            "min_recall": None if min_recall is None else parse_ratio(min_recall),
+            "budget_memory_bytes": None if budget_memory is None else parse_bytes(budget_memory),
+            "budget_latency_ms": None if budget_latency is None else parse_ms(budget_latency),
+        }
     )
 
 

@@ -138,6 +138,10 @@ def build_command(
             rich_help_panel=o.BANK,
         ),
     ] = None,
+    index: o.IndexName = None,
+    min_recall: o.MinRecall = None,
+    budget_memory: o.BudgetMemory = None,
+    budget_latency: o.BudgetLatency = None,
     patch_score: Annotated[
         o.PatchScoreName | None,
         typer.Option(
@@ -225,6 +229,8 @@ def build_command(
         cfa-index build -c cable --preset paper --gamma-d 1/4 --gamma-c 1/4
 
         cfa-index build -c cable --method coreset --bank-share 1/100
+
+        cfa-index build -c cable --method full --budget-memory 64MiB --budget-latency 20ms
     """
     del config  # its callback has done the work
     if category is None and normals is None:
@@ -240,6 +246,7 @@ def build_command(
     from cfa_index import backbone_entry, build, load_backbone, preset as named, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
+    from cfa_index_cli.indexes import show_trials
 
     base = named(preset.value)
     start = init.value if init else base.descriptor.init
@@ -271,6 +278,7 @@ def build_command(
             "neighbors": neighbors,
             "false_alarm_rate": _ratio(false_alarm_rate),
         },
+        index=o.index_settings(index, min_recall, budget_memory, budget_latency),
         top={"held_out": _ratio(held_out), "seed": seed},
     )
     if threads is not None:
@@ -298,6 +306,8 @@ def build_command(
                 embed_weights=embed_weights,
                 listener=out.listener,
             )
+            if len(report.trials) > 1:
+                show_trials(out, name, report.trials)
             out.say(_summary(report))
             return report
 
@@ -349,10 +359,12 @@ def _summary(report: BuildReport) -> str:
         if threshold
         else "no threshold (no images held out)"
     )
+    state = manifest.index
+    found = f" under {state.describe()}, recall@1 {state.recall_at_1:.4f}" if state else ""
     rejected = f", {report.rejected} rejected" if report.rejected else ""
     return (
         f"{manifest.category}: generation {manifest.generation}, {report.images} images{rejected}, "
-        f"bank of {report.memories} x {report.width}, {limit}\n{report.path}"
+        f"bank of {report.memories} x {report.width}{found}, {limit}\n{report.path}"
     )
 
 
@@ -368,6 +380,8 @@ def _document(report: BuildReport) -> dict[str, object]:
         "memories": report.memories,
         "width": report.width,
         "threshold": report.manifest.threshold.value if report.manifest.threshold else None,
+        "index": report.manifest.index.to_dict() if report.manifest.index else None,
+        "index_trials": [trial.to_dict() for trial in report.trials],
         "weights": report.manifest.weights.source,
         "spec": report.manifest.spec.to_dict(),
     }

@@ -54,6 +54,7 @@ def evaluate_command(
     ] = 4,
     weights: o.BundleWeights = None,
     batch_size: o.BatchSize = 8,
+    rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
     threads: o.Threads = None,
     json_file: o.Json = None,
@@ -110,7 +111,7 @@ def evaluate_command(
         def evaluate_one(name: str) -> Evaluation | PublishedEvaluation:
             images = open_category(data_root, name).test()
             models = [
-                ModelBundle.load(folder / name, device=device, weights=weights)
+                ModelBundle.load(folder / name, device=device, weights=weights, rebuild_index=rebuild_index)
                 for folder in (models_dir, *(fuse or []))
             ]
             for model in models:

@@ -21,6 +21,7 @@ def query_command(
     patches: Annotated[int, typer.Option("--patches", min=1, max=6, help="Worst patches to show.")] = 4,
     threshold: o.ThresholdValue = None,
     weights: o.BundleWeights = None,
+    rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
     threads: o.Threads = None,
     json_file: o.Json = None,
@@ -43,7 +44,9 @@ def query_command(
     documents, rejected = [], 0
     taken: set[str] = set()
     with session(events) as out:
-        bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+        bundle = ModelBundle.load(
+            models_dir / category, device=device, weights=weights, rebuild_index=rebuild_index
+        )
         o.warn_random(bundle.manifest.weights, out.say)
         for number, path in enumerate(images):
             try:

@@ -21,6 +21,7 @@ def score_command(
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Also write a PNG an image.")] = False,
     batch_size: o.BatchSize = 8,
     weights: o.BundleWeights = None,
+    rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
     threads: o.Threads = None,
     json_file: o.Json = None,
@@ -44,7 +45,9 @@ def score_command(
     if threads is not None:
         set_threads(threads)
     with session(events) as out:
-        bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+        bundle = ModelBundle.load(
+            models_dir / category, device=device, weights=weights, rebuild_index=rebuild_index
+        )
         o.warn_random(bundle.manifest.weights, out.say)
         report = score_folder(
             bundle,
