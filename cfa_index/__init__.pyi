@@ -155,10 +155,12 @@ from .pyramid import (
 )
 from .report import (
     Cloud as Cloud,
+    StudyRow as StudyRow,
     VerdictPicture as VerdictPicture,
     feature_view as feature_view,
     overlay as overlay,
     query_panel as query_panel,
+    ratio_text as ratio_text,
     save_picture as save_picture,
     verdict_panel as verdict_panel,
 )
@@ -258,6 +260,19 @@ from .workflows.start import (
     Start as Start,
     make_start as make_start,
     patch_moments as patch_moments,
+)
+from .workflows.study import (
+    StudyReport as StudyReport,
+    study as study,
+    with_frontier as with_frontier,
+)
+from .workflows.study_cells import (
+    Cell as Cell,
+    StudySpec as StudySpec,
+)
+from .workflows.study_plan import (
+    StudyPlan as StudyPlan,
+    plan_study as plan_study,
 )
 from .workflows.train import (
     TrainReport as TrainReport,

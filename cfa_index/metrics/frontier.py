@@ -17,7 +17,7 @@ def pareto_frontier(costs: NDArray[np.float64]) -> NDArray[np.bool_]:
         bool (n,). Equal rows are on the frontier together; a row with a NaN is not on it, and rules nothing
         out.
     """
-    known = ~np.isnan(costs).any(axis=1)
+    known = np.asarray(~np.isnan(costs).any(axis=1), dtype=np.bool_)
     on_it = known.copy()
     for row in np.flatnonzero(known):
         others = costs[known]

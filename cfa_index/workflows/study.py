@@ -48,6 +48,7 @@ class StudyReport:
         facts: what holds for all rows, in words.
         files: the results: Parquet, page, plots.
         measured: cells that were measured now; the others were found.
+        rejected: images that could not be read.
     """
 
     category: str
@@ -56,6 +57,7 @@ class StudyReport:
     facts: tuple[str, ...]
     files: tuple[Path, ...]
     measured: int
+    rejected: int
 
 
 def study(
@@ -143,6 +145,7 @@ def study(
         facts=tuple(facts),
         files=tuple(files),
         measured=measured,
+        rejected=images.rejected,
     )
 
 

@@ -50,6 +50,12 @@ class StudyImages:
         return self.store, self.held_rows or self.fit_rows
 
     @property
+    def rejected(self) -> int:
+        """Images of both splits that could not be read."""
+        stores = [self.store, *([self.test_store] if self.test_store else [])]
+        return sum(len(store) - len(store.good_rows) for store in stores)
+
+    @property
     def timed(self) -> tuple[PatchStore, list[int]]:
         """Some of the unseen images, evenly spaced."""
         store, rows = self.unseen
