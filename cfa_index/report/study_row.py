@@ -14,7 +14,7 @@ class StudyRow:
 
     A figure is None where it could not be measured, all of them where `error` says why the cell could not
     be made. Latency and throughput are those of scoring from the backbone's features on: descriptor,
-    search and map; the backbone's own forward pass is `backbone_ms`, the same for all rows.
+    search and map; the backbone's own forward pass is `backbone_ms`.
 
     Attributes:
         key: digest of the settings, of the images and of how it was measured.
@@ -31,7 +31,7 @@ class StudyRow:
         images_per_s_1, images_per_s_8, images_per_s_64: throughput by images a batch.
         recall_at_1, recall_at_3: against Flat on the same bank, on images that are not in it.
         image_auroc, pixel_auroc: of the labelled test split, fractions.
-        backbone_ms: the forward pass of one image in a batch of 8, milliseconds.
+        backbone_ms: the forward pass of one image in a batch of 8, milliseconds, when the cell was measured.
         seconds: that the cell took, its share of making the bank included.
         on_frontier: whether no other cell beats it in memory, latency and accuracy at once.
         command: that builds it, for a shell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -113,7 +114,6 @@ def study(
             threads=threads,
             listener=listener,
         )
-        backbone_ms = measure_backbone_ms(backbone, spec.features.size_px, sweep.repeat)
         plan = plan_cells(images, spec, sweep, place, device, listener)
         listener(Notice(message=plan.describe()))
         rows: list[StudyRow] = []
@@ -126,7 +126,7 @@ def study(
                 left_s -= plan.cell_s(planned)
                 advance(1, left_s=max(left_s, 0.0))
         rows = [
-            replace(row, backbone_ms=backbone_ms, command=printable(planned.cell.command(build_words)))
+            replace(row, command=printable(planned.cell.command(build_words)))
             for planned, row in zip(plan.cells, rows, strict=True)
         ]
         if all(row.error for row in rows):
@@ -136,7 +136,7 @@ def study(
                 remedy="give other --bank-size, --method or --index",
             )
         rows = with_frontier(rows)
-        facts = _facts(images, backbone, spec, device, backbone_ms)
+        facts = _facts(images, backbone, spec, device, rows)
         files = place.write_results(rows, title=f"Study of {printable(category.name)}", facts=facts)
     return StudyReport(
         category=category.name,
@@ -174,12 +174,15 @@ def _rows(
 ) -> Iterator[tuple[PlannedCell, StudyRow]]:
     """Each cell with its row, found or measured, in order."""
     moments: Moments | None = None
+    backbone_ms: float | None = None
     for _, group in groupby(plan.cells, key=lambda planned: planned.cell.bank):
         same_bank = list(group)
         todo = [one.spec for one in same_bank if one.spec is not None and one.done is None]
         start: Start | None = None
         bank_s, no_bank = 0.0, ""
         if todo:
+            if backbone_ms is None:
+                backbone_ms = measure_backbone_ms(backbone, todo[0].features.size_px, sweep.repeat)
             if moments is None and needs_moments(todo[0].descriptor):
                 moments = patch_moments(images.store, images.fit_rows, seed=todo[0].seed, listener=listener)
             began = time.perf_counter()
@@ -204,7 +207,8 @@ def _rows(
             except BankError as error:
                 yield planned, _row(planned, error=str(error))
                 continue
-            row = replace(row, bank_s=bank_s, seconds=paid_s + time.perf_counter() - began)
+            seconds = paid_s + time.perf_counter() - began
+            row = replace(row, bank_s=bank_s, seconds=seconds, backbone_ms=backbone_ms)
             paid_s = 0.0
             folder.keep(row)
             yield planned, row
@@ -286,27 +290,26 @@ def _notices_of(listener: Listener) -> Listener:
 
 
 def _facts(
-    images: StudyImages, backbone: Backbone, spec: ModelSpec, device: torch.device, backbone_ms: float
+    images: StudyImages,
+    backbone: Backbone,
+    spec: ModelSpec,
+    device: torch.device,
+    rows: Sequence[StudyRow],
 ) -> list[str]:
     """What holds for all cells, in words."""
     features = spec.features
     defects = sum(image.is_defect for image in images.test)
-    strides = ", ".join(map(str, features.strides))
-    weights = " (random weights)" if backbone.origin.is_random else ""
-    on = (
-        "the test split"
-        if images.test_store
-        else "held-out images"
-        if images.held_rows
-        else "images in the bank"
-    )
+    weights = ", random weights" if backbone.origin.is_random else ""
+    seen = "held-out images" if images.held_rows else "images that are in the banks"
+    alone = statistics.median(row.backbone_ms for row in rows if row.backbone_ms is not None)
     return [
-        f"{features.backbone}{weights}, {features.geometry} frame at {features.size_px} px, strides {strides}",
+        f"{features.backbone}{weights}, {features.geometry} frame at {features.size_px} px, "
+        f"strides {', '.join(map(str, features.strides))}",
         f"{len(images.fit_rows)} good images in the banks, {len(images.held_rows)} held out",
         f"test split of {len(images.test)} images, {defects} with defects"
         if images.test
         else "no test split",
-        f"recall and time on {on}",
-        f"backbone alone {backbone_ms:.3g} ms an image",
+        f"recall and time on {'the test split' if images.test else seen}",
+        f"the backbone alone takes {alone:.3g} ms an image",
         f"{device}, {torch.get_num_threads()} threads",
     ]
