@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,29 +13,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOT_FILES = ("memory-accuracy.png", "latency-recall.png", "size-throughput.png")
-_WIDTH_PX, _HEIGHT_PX = 1240, 760
+_WIDTH_PX, _HEIGHT_PX = 1240, 790
 _LEFT_PX, _TOP_PX, _PLOT_WIDTH_PX, _PLOT_HEIGHT_PX = 130, 96, 800, 560
+_FOOTER_TOP_PX, _FOOTER_LETTERS, _FOOTER_LINES = 728, 145, 2
 _LEGEND_LEFT_PX, _LEGEND_STEP_PX = 970, 36
 _MARKERS = ("o", "s", "D", "^", "P", "X", "*", "h")
 _POINT_AREA, _FRONTIER_AREA = 70, 130
 
 
-def study_plots(rows: Sequence[StudyRow], *, title: str, footer: str = "") -> list[Page]:
+def study_plots(rows: Sequence[StudyRow], *, title: str, facts: Sequence[str] = ()) -> list[Page]:
     """The views of the page, drawn: one a name of `PLOT_FILES`, a point a cell, the frontier ringed.
 
     Args:
         rows: cells; those without a figure of a view are left out of it.
         title: a line at the top; the view's own title follows it.
-        footer: a line at the bottom, such as the credit of the images.
+        facts: what holds for all cells, at the bottom.
 
     Raises:
         OutputError: matplotlib is not installed.
     """
     listed = list(rows)
-    return [_plot(listed, x, y, f"{title}: {view}", footer) for view, x, y in views(listed)]
+    return [_plot(listed, x, y, f"{title}: {view}", facts) for view, x, y in views(listed)]
 
 
-def _plot(rows: list[StudyRow], x: Axis, y: Axis, title: str, footer: str) -> Page:
+def _plot(rows: list[StudyRow], x: Axis, y: Axis, title: str, facts: Sequence[str]) -> Page:
     page = Page(_WIDTH_PX, _HEIGHT_PX)
     page.write(24, 22, shortened(title, _WIDTH_PX - 48, 24), size_px=24, bold=True)
     plot = page.axes(_LEFT_PX, _TOP_PX, _PLOT_WIDTH_PX, _PLOT_HEIGHT_PX)
@@ -54,7 +56,8 @@ def _plot(rows: list[StudyRow], x: Axis, y: Axis, title: str, footer: str) -> Pa
     labelled_axes(plot, x.label, y.label, x_log=x.is_log, y_log=y.is_log)
     top = _TOP_PX + 22 + len(index_names(rows)) * _LEGEND_STEP_PX
     page.write(_LEGEND_LEFT_PX, top, "black ring: on the frontier", size_px=16, colour=FAINT)
-    page.write(24, _HEIGHT_PX - 30, shortened(footer, _WIDTH_PX - 48, 15), size_px=15, colour=FAINT)
+    for number, line in enumerate(textwrap.wrap(" · ".join(facts), _FOOTER_LETTERS)[:_FOOTER_LINES]):
+        page.write(24, _FOOTER_TOP_PX + 22 * number, line, size_px=15, colour=FAINT)
     return page
 
 

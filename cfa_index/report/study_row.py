@@ -29,7 +29,7 @@ class StudyRow:
         image_ms_p50, image_ms_p95, image_ms_p99: latency of one image alone.
         patch_ms_p50, patch_ms_p95, patch_ms_p99: latency of the search of one patch alone.
         images_per_s_1, images_per_s_8, images_per_s_64: throughput by images a batch.
-        recall_at_1, recall_at_3: against Flat on the same bank, on images that are not in it.
+        recall_at_1, recall_at_3: against Flat on the same bank, on good images that are not in it.
         image_auroc, pixel_auroc: of the labelled test split, fractions.
         backbone_ms: the forward pass of one image in a batch of 8, milliseconds, when the cell was measured.
         seconds: that the cell took, its share of making the bank included.

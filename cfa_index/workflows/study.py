@@ -227,10 +227,10 @@ def _measured(
     start, _ = index_bank(
         start, images.store, held_rows=images.held_rows, fit_rows=images.fit_rows, listener=listener
     )
-    index_s = time.perf_counter() - began
+    index_s = time.perf_counter() - began if start.bank.index else 0.0
     spec, bank = start.spec, start.bank
     scorer = calibrated_scorer(backbone, start.phi_0, start, store=images.store, rows=images.fit_rows)
-    unseen, rows = images.unseen
+    unseen, rows, _ = images.unseen
     patches = query_patches(unseen, rows, start.phi_0.folded().cpu(), most=sweep.queries, seed=spec.seed)
     queries = torch.from_numpy(patches).to(bank.device)
     timed_store, timed = images.timed
@@ -300,7 +300,7 @@ def _facts(
     features = spec.features
     defects = sum(image.is_defect for image in images.test)
     weights = ", random weights" if backbone.origin.is_random else ""
-    seen = "held-out images" if images.held_rows else "images that are in the banks"
+    _, unseen, name = images.unseen
     alone = statistics.median(row.backbone_ms for row in rows if row.backbone_ms is not None)
     return [
         f"{features.backbone}{weights}, {features.geometry} frame at {features.size_px} px, "
@@ -309,7 +309,7 @@ def _facts(
         f"test split of {len(images.test)} images, {defects} with defects"
         if images.test
         else "no test split",
-        f"recall and time on {'the test split' if images.test else seen}",
+        f"recall and time on {len(unseen)} {name}",
         f"the backbone alone takes {alone:.3g} ms an image",
-        f"{device}, {torch.get_num_threads()} threads",
+        f"device {device}, threads {torch.get_num_threads()}",
     ]

@@ -113,7 +113,7 @@ class StudyFolder:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
         write_study_page(self.path / PAGE_FILE, rows, title=title, facts=facts)
         plots = [self.path / name for name in PLOT_FILES]
-        for plot, page in zip(plots, study_plots(rows, title=title, footer=" · ".join(facts)), strict=True):
+        for plot, page in zip(plots, study_plots(rows, title=title, facts=facts), strict=True):
             page.save(plot)
         return [table, self.path / PAGE_FILE, *plots]
 

@@ -43,11 +43,19 @@ class StudyImages:
     identity: str
 
     @property
-    def unseen(self) -> tuple[PatchStore, list[int]]:
-        """Where to measure recall and time: test images, else held-out ones, else those in the banks."""
+    def unseen(self) -> tuple[PatchStore, list[int], str]:
+        """Where recall and time are measured, and what a person calls it: good images outside the banks.
+
+        Not defects: their patches are far from all memories, and which of these is the nearest says little.
+        Those of the test split, else those held out, else, where there are none, those in the banks.
+        """
         if self.test_store is not None:
-            return self.test_store, self.test_store.good_rows
-        return self.store, self.held_rows or self.fit_rows
+            rows = [row for row in self.test_store.good_rows if not self.test[row].is_defect]
+            if rows:
+                return self.test_store, rows, "good test images"
+        if self.held_rows:
+            return self.store, self.held_rows, "held-out good images"
+        return self.store, self.fit_rows, "good images that are in the banks"
 
     @property
     def rejected(self) -> int:
@@ -58,7 +66,7 @@ class StudyImages:
     @property
     def timed(self) -> tuple[PatchStore, list[int]]:
         """Some of the unseen images, evenly spaced."""
-        store, rows = self.unseen
+        store, rows, _ = self.unseen
         return store, rows[:: -(-len(rows) // TIMED_IMAGES)]
 
 
