@@ -28,6 +28,7 @@ from .bank import (
     recall_at as recall_at,
     recipes_of as recipes_of,
     set_threads as set_threads,
+    shared_threads as shared_threads,
 )
 from .baseline import RunningBaseline as RunningBaseline
 from .bundle import (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, Neighbors
+from cfa_index.bank import MemoryBank, Neighbors, shared_threads
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
@@ -70,11 +70,13 @@ class Scorer:
         self.baseline = None if baseline is None else baseline.to(bank.device)
         self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
 
+    @shared_threads()
     @torch.inference_mode()
     def score_pixels(self, pixels: Tensor, frames: Sequence[Frame]) -> ScoredBatch:
         """Score images: uint8 pixels (B, 3, S, S) and the frame of each."""
         return self.score_pyramid(self.backbone.pyramid(pixels.to(self.bank.device)), frames)
 
+    @shared_threads()
     @torch.inference_mode()
     def scores_without_own(self, levels: Sequence[Tensor], rows: Tensor, owners: Tensor) -> Tensor:
         """Patch scores of images that are in the bank, as if it had no memory of theirs; no baseline is taken.
@@ -96,6 +98,7 @@ class Scorer:
         scores = torch.where(others[:, 0].isinf(), torch.inf, self._patch_scores(others))
         return scores.view(len(patches), *self._features.grid)
 
+    @shared_threads()
     @torch.inference_mode()
     def score_pyramid(self, levels: Sequence[Tensor], frames: Sequence[Frame]) -> ScoredBatch:
         """Score pooled pyramids, (B, C_l, h_l, w_l) each: the backbone's, or a PatchStore's."""

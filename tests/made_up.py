@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import sys
 import zlib
@@ -223,3 +224,10 @@ def leftovers(folder: Path) -> list[str]:
         for name in (*folders, *files)
         if name.endswith(".tmp") or ".partial" in name
     ]
+
+
+def copied(place: Workplace, root: Path) -> Workplace:
+    """The same workplace elsewhere, its data, models and features copied, to be changed by one test."""
+    for folder in (place.data, place.models, place.features):
+        shutil.copytree(folder, root / folder.name)
+    return Workplace(root=root)

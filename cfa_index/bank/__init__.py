@@ -1,5 +1,9 @@
 """The memory bank and its search. The only package that imports faiss."""
 
+# Before FAISS: torch makes its OpenMP runtime known to the whole process, and FAISS then uses that one and
+# not its own. Two pools, each spinning while the other works, cost a small search three times its time.
+import torch  # noqa: F401, for the order alone
+
 from cfa_index.bank.choice import IndexChoice, make_index
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
 from cfa_index.bank.index import SearchIndex, build_faiss, faiss_version, gpu_count, read_faiss
@@ -8,7 +12,7 @@ from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
-from cfa_index.bank.threads import set_threads
+from cfa_index.bank.threads import set_threads, shared_threads
 from cfa_index.bank.tuning import Truth, recall_at, tune
 
 __all__ = [
@@ -32,5 +36,6 @@ __all__ = [
     "recall_at",
     "recipes_of",
     "set_threads",
+    "shared_threads",
     "tune",
 ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cfa_index.bank.index import SearchIndex, build_faiss
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
+from cfa_index.bank.threads import shared_threads
 from cfa_index.bank.tuning import Truth, tune
 from cfa_index.errors import BankError
 from cfa_index.events import Listener, Notice, ignore, stage
@@ -32,6 +33,7 @@ class IndexChoice:
     trials: tuple[IndexTrial, ...]
 
 
+@shared_threads()
 def make_index(
     vectors: NDArray[np.float32],
     spec: IndexSpec,

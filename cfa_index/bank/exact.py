@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfa_index.bank.threads import shared_threads
+
 _EXPANSION_FROM = 20
 """Queries times width from which FAISS multiplies matrices. Its own 128,000 leaves the 784 patches of an
 image to loops that take up to five times as long (3,136 to 50,000 memories of 152 dimensions)."""
 
 
+@shared_threads()
 def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
     """||q - c||^2 by direct subtraction, for neighbours that a search has found.
 
@@ -46,6 +49,7 @@ def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+@shared_threads()
 def nearest_rows(
     queries: NDArray[np.float32], base: NDArray[np.float32], k: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -66,4 +70,5 @@ def matrix_products() -> Iterator[None]:
     try:
         yield
     finally:
-        faiss.cvar.distance_compute_blas_threshold = before
+        if before != _EXPANSION_FROM:  # else another thread has switched, and will switch back
+            faiss.cvar.distance_compute_blas_threshold = before

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.state import IndexState
+from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError, DeviceError
 
 _GPU_TEMPORARY_BYTES = 256 << 20
@@ -55,6 +56,7 @@ class SearchIndex:
         """D'."""
         return int(self._index.d)
 
+    @shared_threads()
     def candidates(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k memories that seem nearest.
 
@@ -114,6 +116,7 @@ class SearchIndex:
         return SearchIndex(move_to_gpu(self._index, device), self.state, device, host=self)
 
 
+@shared_threads()
 def build_faiss(
     vectors: NDArray[np.float32],
     factory: str,

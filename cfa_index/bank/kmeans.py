@@ -8,9 +8,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError
 
 
+@shared_threads()
 def kmeans(
     x: NDArray[np.float32],
     k: int,

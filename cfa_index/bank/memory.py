@@ -13,6 +13,7 @@ from torch import Tensor
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
 from cfa_index.bank.index import SearchIndex, flat_index
 from cfa_index.bank.neighbors import Neighbors
+from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError
 
 _CHECKED_ROWS = 65_536
@@ -86,6 +87,7 @@ class MemoryBank:
         other._take(index)
         return other
 
+    @shared_threads()
     def search(self, queries: Tensor, k: int, *, exact: bool = False) -> Neighbors:
         """The k nearest memories of (n, D') float32 queries.
 

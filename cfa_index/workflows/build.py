@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import IndexTrial, faiss_version
+from cfa_index.bank import IndexTrial, faiss_version, shared_threads
 from cfa_index.bundle import (
     BACKBONE_FILE,
     BASELINE_FILE,
@@ -83,6 +83,7 @@ class BuildReport:
     trials: tuple[IndexTrial, ...] = ()
 
 
+@shared_threads()
 def build(
     good: GoodImages,
     spec: ModelSpec,

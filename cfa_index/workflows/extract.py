@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
+from cfa_index.bank import shared_threads
 from cfa_index.errors import DatasetError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, sha256_of_file, sha256_of_json
@@ -47,6 +48,7 @@ def store_header(source: Path, features: FeatureSpec, backbone: Backbone) -> Sto
     )
 
 
+@shared_threads()
 def extract(
     images: Sequence[Path],
     *,

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfa_index.bank import shared_threads
 from cfa_index.bundle import (
     BACKBONE_FILE,
     BASELINE_FILE,
@@ -77,6 +78,7 @@ class TrainReport:
     trials: tuple[Trial, ...] = ()
 
 
+@shared_threads()
 def train(
     models_dir: Path,
     category: str,
