@@ -21,6 +21,7 @@ from study_rows import made_up_rows
 
 import cfa_index.workflows.study as study_module
 from cfa_index import (
+    DeviceError,
     Event,
     IndexSpec,
     MemoryBank,
@@ -29,6 +30,7 @@ from cfa_index import (
     OutputError,
     SpecError,
     StageAdvanced,
+    Start,
     StudyReport,
     StudyRow,
     StudySpec,
@@ -49,6 +51,7 @@ SWEEP = (
     *("--repeat", "1", "--queries", "128", "--threads", "1"),
 )
 RESULTS = {"study.parquet", "study.html", "memory-accuracy.png", "latency-recall.png", "size-throughput.png"}
+FEATURES = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=64)
 SMALL = StudySpec(
     methods=("random",), bank_sizes=(16,), gamma_ds=(0.25,), indexes=("flat", "ivf"), repeat=1, queries=64
 )
@@ -64,8 +67,10 @@ def run_study(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """A category that no test of this file changes."""
-    return made_up.workplace(tmp_path_factory.mktemp("place"), train=12, test=3)
+    """Two categories that no test of this file changes."""
+    made = made_up.workplace(tmp_path_factory.mktemp("place"), train=12, test=3)
+    made_up.write_category(made.data, "felt", train=3, test=1)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +84,12 @@ def done(place: Workplace) -> Outcome:
 @pytest.fixture
 def small(place: Workplace, tmp_path: Path) -> Callable[..., StudyReport]:
     """A study of two cells through the library, into a folder of its own; the features are shared."""
-    features = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=64)
     network = load_backbone("resnet18", (4, 8), size_px=64, weights="random")
 
     def run(**given: Any) -> StudyReport:
         whole = {
             "category": open_category(place.data, "weave"),
-            "spec": ModelSpec(features=features),
+            "spec": ModelSpec(features=FEATURES),
             "sweep": SMALL,
             "folder": tmp_path / "study",
             "backbone": network,
@@ -192,12 +196,7 @@ def test_a_changed_cell_is_another_one(
 ) -> None:
     assert small().measured == 2
     assert small(sweep=replace(SMALL, repeat=2)).measured == 2
-    assert (
-        small(
-            spec=ModelSpec(features=FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=64), seed=1)
-        ).measured
-        == 4
-    )
+    assert small(spec=ModelSpec(features=FEATURES, seed=1)).measured == 2
     other = tmp_path / "data"
     made_up.write_category(other, train=12, test=3)  # the same pictures under another root
     assert small(category=open_category(other, "weave"), features_dir=tmp_path / "f").measured == 2
@@ -295,9 +294,21 @@ def test_a_cell_that_cannot_be_made_is_a_row_with_its_reason(
     assert "not made" in (tmp_path / "study" / "study.html").read_text()
 
 
+def test_an_index_that_a_card_does_not_have_is_a_row_too(
+    small: Callable[..., StudyReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(start: Start, *args: object, **more: object) -> tuple[Start, None]:
+        if start.spec.index.factory == "flat":
+            return start, None
+        raise DeviceError(expected="an index that FAISS has on a GPU", got="ivf", remedy="use --index flat")
+
+    monkeypatch.setattr(study_module, "index_bank", refuse)
+    assert [row.error[:17] for row in small().rows] == ["", "expected an index"]
+
+
 def test_a_study_without_any_cell_that_can_be_made_fails(place: Workplace) -> None:
     outcome = run_study(
-        replace(place, root=place.root),
+        place,
         "--bank-size",
         "1000000",
         "--method",
@@ -371,7 +382,6 @@ def test_folders_that_cannot_be_used(place: Workplace, done: Outcome, tmp_path: 
     for more in ((), ("--dry-run",)):
         assert "got a file" in run_study(place, "-o", tmp_path / "file", *more).error_line
     assert (tmp_path / "file").read_text() == "mine"
-    made_up.write_category(place.data, "felt", train=3, test=1)
     before = tree(place.root / "study")
     for more in ((), ("--dry-run",)):
         assert "one of 'weave'" in run_study(place, *more, category="felt").error_line

@@ -14,7 +14,7 @@ import torch
 
 from cfa_index.backbones import Backbone
 from cfa_index.descriptor import needs_moments
-from cfa_index.errors import BankError, SpecError
+from cfa_index.errors import BankError, DeviceError, SpecError
 from cfa_index.events import Event, Listener, Notice, ignore, stage
 from cfa_index.files import printable
 from cfa_index.images import Category
@@ -204,7 +204,7 @@ def _rows(
             began = time.perf_counter()
             try:
                 row = _measured(planned, replace(start, spec=planned.spec), images, sweep, backbone, listener)
-            except BankError as error:
+            except (BankError, DeviceError) as error:
                 yield planned, _row(planned, error=str(error))
                 continue
             seconds = paid_s + time.perf_counter() - began
@@ -222,7 +222,7 @@ def _measured(
     backbone: Backbone,
     listener: Listener,
 ) -> StudyRow:
-    """A cell's index built on the bank of `start` and all of it measured. Raises BankError."""
+    """A cell's index built on the bank of `start` and all of it measured. Raises BankError, DeviceError."""
     began = time.perf_counter()
     start, _ = index_bank(
         start, images.store, held_rows=images.held_rows, fit_rows=images.fit_rows, listener=listener

@@ -71,7 +71,7 @@ class StudyPlan:
         return self.features_s + sum(self.cell_s(planned) for planned in self.cells)
 
     def describe(self) -> str:
-        """In one line, such as `20 cells, 3 of them measured before; about 6 min left`."""
+        """In one line, such as `20 cells, 3 measured before; about 6 min to go`."""
         done = sum(planned.done is not None for planned in self.cells)
         impossible = sum(bool(planned.error) for planned in self.cells)
         parts = [f"{len(self.cells)} cells"]
