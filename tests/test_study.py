@@ -156,7 +156,7 @@ def test_what_was_measured_is_not_measured_again(place: Workplace, done: Outcome
     assert again.document["cells_measured"] == 0
     assert again.document["rows"] == done.document["rows"]
     assert "6 measured before" in again.err
-    wider = run_study(place, "--index", "hnsw", "--json", "-")
+    wider = run_study(place, "--index", "flat,hnsw", "--json", "-")
     assert wider.document["cells_measured"] == 2
 
 
@@ -371,6 +371,24 @@ def test_settings_that_cannot_be_are_named(
 )
 def test_words_that_are_no_numbers_are_bad_usage(place: Workplace, option: str, word: str) -> None:
     assert run_study(place, option, word).code == 2
+
+
+def test_factory_strings_are_set_apart_and_a_config_file_is_heeded(place: Workplace, tmp_path: Path) -> None:
+    config = tmp_path / "study.toml"
+    config.write_text('[study]\nindex = "flat,hnsw;IVF4,Flat;PQ7"\nbank-size = [16, 24]\nmethod = "random"\n')
+    outcome = run_study(
+        place,
+        "--config",
+        config,
+        "-o",
+        tmp_path / "new",
+        "--dry-run",
+        "--json",
+        "-",
+        sweep=("--gamma-d", "1/4"),
+    )
+    cells = [(cell["bank_size"], cell["index"]) for cell in outcome.document["cells"]]
+    assert cells == [(size, index) for size in (16, 24) for index in ("flat", "hnsw", "IVF4,Flat", "PQ7")]
 
 
 def test_no_such_category(place: Workplace) -> None:

@@ -52,11 +52,11 @@ def study_command(
         ),
     ] = None,
     index: Annotated[
-        list[str] | None,
+        str | None,
         typer.Option(
             "--index",
             help="Indexes by their short names, such as flat,ivf,hnsw. A FAISS factory string has commas of its "
-            "own: give it an --index of its own. [default: flat,pca-refine,ivf,ivf-pq,hnsw]",
+            "own: set it apart by a semicolon. [default: flat,pca-refine,ivf,ivf-pq,hnsw]",
             rich_help_panel=_SWEEP,
         ),
     ] = None,
@@ -110,7 +110,7 @@ def study_command(
 
         cfa-index study --category cable
 
-        cfa-index study -c cable --bank-size 3136,50000 --index flat,ivf-pq --index IVF256,PQ32x4fs
+        cfa-index study -c cable --bank-size 3136,50000 --index 'flat,ivf-pq;IVF256,PQ32x4fs'
     """
     del config
     from cfa_index import (
@@ -191,7 +191,7 @@ def _sweep(
     method: str | None,
     bank_size: str | None,
     gamma_d: str | None,
-    index: list[str] | None,
+    index: str | None,
     every: bool,
     repeat: int,
     queries: int,
@@ -203,7 +203,7 @@ def _sweep(
         "methods": None if method is None else method.split(","),
         "bank_sizes": None if bank_size is None else map(_whole_number, bank_size.split(",")),
         "gamma_ds": None if gamma_d is None else map(o.parse_ratio, gamma_d.split(",")),
-        "indexes": [name for given in index for name in _indexes(given)] if index else None,
+        "indexes": None if index is None else [one for part in index.split(";") for one in _indexes(part)],
     }
     given = {name: tuple(values) for name, values in axes.items() if values is not None}
     return StudySpec(is_full=every, repeat=repeat, queries=queries, **given)
