@@ -20,7 +20,7 @@ _READ_S, _MAP_S = 0.01, 0.003
 """An image's features from the store, and its map: small beside the rest."""
 _TUNING_SEARCHES = 40
 """Of an image's patches, for the latency of every setting that is tried."""
-_PROBE_QUERIES, _PROBE_VECTORS, _PROBE_RUNS = 512, 2048, 3
+_PROBE_QUERIES, _PROBE_VECTORS, _PROBE_S = 784, 3136, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,20 @@ class Amounts:
 
 
 def probe_products_per_s(width: int) -> float:
-    """Multiplications a second of a search in `width` dimensions, measured in a moment."""
+    """Multiplications a second of a search in `width` dimensions, measured for half a second.
+
+    Threads that start make the first searches up to ten times slower: the median of the latter half counts.
+    """
     draw = np.random.default_rng(0)
     queries, vectors = (
         draw.standard_normal((count, width), dtype=np.float32) for count in (_PROBE_QUERIES, _PROBE_VECTORS)
     )
-    taken = []
-    for _ in range(1 + _PROBE_RUNS):
+    taken: list[float] = []
+    while sum(taken) < _PROBE_S or len(taken) < 2:
         started = time.perf_counter()
         nearest_rows(queries, vectors, 3)
         taken.append(time.perf_counter() - started)
-    return float(_PROBE_QUERIES * _PROBE_VECTORS * width / statistics.median(taken[1:]))
+    return _PROBE_QUERIES * _PROBE_VECTORS * width / statistics.median(taken[len(taken) // 2 :])
 
 
 def guess_seconds(spec: ModelSpec, amounts: Amounts, products_per_s: float, *, makes_bank: bool) -> float:
