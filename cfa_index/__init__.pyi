@@ -265,10 +265,8 @@ from .workflows.start import (
 from .workflows.study import (
     StudyReport as StudyReport,
     study as study,
-    with_frontier as with_frontier,
 )
 from .workflows.study_cells import (
-    Cell as Cell,
     StudySpec as StudySpec,
 )
 from .workflows.study_plan import (

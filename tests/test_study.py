@@ -38,9 +38,9 @@ from cfa_index import (
     make_index,
     open_category,
     study,
-    with_frontier,
 )
 from cfa_index.specs import FeatureSpec
+from cfa_index.workflows.study import with_frontier
 from cfa_index.workflows.study_estimate import pace
 from cfa_index.workflows.study_measure import measure_recall
 from cfa_index.workflows.study_plan import duration
