@@ -142,6 +142,7 @@ from .metrics import (
     image_metrics as image_metrics,
     image_metrics_by_type as image_metrics_by_type,
     paired_auroc_difference as paired_auroc_difference,
+    pareto_frontier as pareto_frontier,
 )
 from .moments import (
     Moments as Moments,
@@ -155,10 +156,12 @@ from .pyramid import (
 )
 from .report import (
     Cloud as Cloud,
+    StudyRow as StudyRow,
     VerdictPicture as VerdictPicture,
     feature_view as feature_view,
     overlay as overlay,
     query_panel as query_panel,
+    ratio_text as ratio_text,
     save_picture as save_picture,
     verdict_panel as verdict_panel,
 )
@@ -272,6 +275,17 @@ from .workflows.start import (
     Start as Start,
     make_start as make_start,
     patch_moments as patch_moments,
+)
+from .workflows.study import (
+    StudyReport as StudyReport,
+    study as study,
+)
+from .workflows.study_cells import (
+    StudySpec as StudySpec,
+)
+from .workflows.study_plan import (
+    StudyPlan as StudyPlan,
+    plan_study as plan_study,
 )
 from .workflows.train import (
     TrainReport as TrainReport,

@@ -54,10 +54,13 @@ class IndexState:
         """In a few words: `ivf-pq (PCAR152,IVF64,PQ76x4fs; nprobe 8, shortlist 16)`."""
         if self.is_flat:
             return "flat"
-        settings = [f"{name} {value}" for name, value in sorted(self.parameters.items())]
-        settings += [f"shortlist {self.shortlist}"] if self.shortlist else []
         factory = "" if self.name == self.factory else f"{self.factory}; "
-        return f"{self.name} ({factory}{', '.join(settings)})"
+        return f"{self.name} ({factory}{self.describe_parameters()})"
+
+    def describe_parameters(self) -> str:
+        """What was tuned: `nprobe 8, shortlist 16`."""
+        settings = [f"{name} {value}" for name, value in sorted(self.parameters.items())]
+        return ", ".join([*settings, f"shortlist {self.shortlist}"] if self.shortlist else settings)
 
 
 @dataclass(frozen=True, kw_only=True)

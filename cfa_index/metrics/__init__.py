@@ -6,6 +6,7 @@ PRO(FPR) up to a limit, divided by that limit. What has no value (one class only
 
 from cfa_index.metrics.bootstrap import Interval, auroc_interval, paired_auroc_difference
 from cfa_index.metrics.by_type import PixelMetricsByType
+from cfa_index.metrics.frontier import pareto_frontier
 from cfa_index.metrics.image import ImageMetrics, image_metrics, image_metrics_by_type
 from cfa_index.metrics.pixels import BinningError, PixelIntervals, PixelMetrics
 from cfa_index.metrics.ranking import F1Result, auroc, average_precision, f1_threshold
@@ -28,4 +29,5 @@ __all__ = [
     "image_metrics",
     "image_metrics_by_type",
     "paired_auroc_difference",
+    "pareto_frontier",
 ]

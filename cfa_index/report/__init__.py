@@ -5,19 +5,29 @@ from cfa_index.report.colours import heat_colours
 from cfa_index.report.panels import PatchPicture, query_panel
 from cfa_index.report.pictures import context_box, overlay, save_picture
 from cfa_index.report.plots import require_matplotlib
+from cfa_index.report.study_page import ratio_text, require_plotly, write_study_page
+from cfa_index.report.study_plots import PLOT_FILES, study_plots
+from cfa_index.report.study_row import StudyRow, accuracy_of
 from cfa_index.report.verdicts import Outcome, VerdictPicture, verdict_panel
 
 __all__ = [
+    "PLOT_FILES",
     "Cloud",
     "Outcome",
     "PatchPicture",
+    "StudyRow",
     "VerdictPicture",
+    "accuracy_of",
     "context_box",
     "feature_view",
     "heat_colours",
     "overlay",
     "query_panel",
+    "ratio_text",
     "require_matplotlib",
+    "require_plotly",
     "save_picture",
+    "study_plots",
     "verdict_panel",
+    "write_study_page",
 ]

@@ -23,6 +23,8 @@ _DPI = 120
 _POINTS_A_PX = 72 / _DPI
 _LETTER = 0.63
 """Width of a letter of the font, on average, over its size."""
+_WIDE_RATIO = 30
+"""Of the ends of a logarithmic axis: a wider one has fewer numbers to a decade."""
 
 
 def require_matplotlib() -> None:
@@ -124,6 +126,36 @@ def plain_axes(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_color(FAINT)
         spine.set_linewidth(0.6)
+
+
+def labelled_axes(axes: Axes, x_label: str, y_label: str, *, x_log: bool, y_log: bool) -> None:
+    """Named axes with a faint grid over what was plotted.
+
+    A logarithmic one has plain numbers at a few steps of each decade. A linear one holds shares: it spans a
+    hundredth at least, and ends soon after 1.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    plain_axes(axes)
+    axes.set_xscale("log" if x_log else "linear")
+    axes.set_yscale("log" if y_log else "linear")
+    for side, is_log, limit in ((axes.xaxis, x_log, axes.set_xlim), (axes.yaxis, y_log, axes.set_ylim)):
+        low, high = side.get_data_interval()
+        if is_log and 0 < low <= high < np.inf:
+            steps = (1.0, 2.0, 5.0) if high > _WIDE_RATIO * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+            side.set_major_locator(LogLocator(subs=steps))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            side.set_minor_locator(NullLocator())
+            side.set_minor_formatter(NullFormatter())
+            limit(low / 1.12, high * 1.12)
+        elif np.isfinite([low, high]).all():
+            low = min(low, high - 0.01)
+            limit(low - 0.08 * (high - low), min(high + 0.08 * (high - low), 1 + 0.04 * (high - low)))
+            side.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.set_xlabel(x_label, fontsize=18 * _POINTS_A_PX, color=INK)
+    axes.set_ylabel(y_label, fontsize=18 * _POINTS_A_PX, color=INK)
+    axes.grid(color="#eceff1", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def shortened(text: str, width_px: int, size_px: int) -> str:

@@ -119,7 +119,7 @@ def build(
         StoreError, OutputError: see `extract`.
     """
     # Before any work: what cannot be made of all images cannot be made of the readable ones.
-    _check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
+    check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
     backbone = backbone.to(device)
     path = store_path(features_dir, good.category, store_header(good.source, spec.features, backbone))
     store = extract(
@@ -133,7 +133,7 @@ def build(
         listener=listener,
     )
     fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
-    _check_enough_patches(spec, len(fit_rows))
+    check_enough_patches(spec, len(fit_rows))
     moments = (
         patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
         if needs_moments(spec.descriptor)
@@ -220,7 +220,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_enough_patches(spec: ModelSpec, images: int) -> None:
+def check_enough_patches(spec: ModelSpec, images: int) -> None:
     """A bank larger than all patches together, or too small or large for the settings, cannot be made."""
     patches = images * spec.features.patches_per_image
     memories = spec.bank.memories(spec.features.patches_per_image, patches)

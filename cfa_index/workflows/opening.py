@@ -29,7 +29,12 @@ def open_store(manifest: Manifest, features_dir: Path) -> JoinedStore:
     )
     path = store_path(features_dir, manifest.category, header)
     parts = [
-        _checked(path, manifest.images_sha256, f"generation {manifest.generation} was built from", "build")
+        _checked(
+            path,
+            manifest.images_sha256,
+            f"generation {manifest.generation} was built from",
+            "run build again, then train",
+        )
     ]
     for addition in manifest.added:
         path = features_dir / manifest.category / f"{addition.store}.zarr"

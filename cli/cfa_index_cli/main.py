@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cfa_index_cli.commands import backbones, bank, build, dataset, demo, evaluate, query, score, train
+from cfa_index_cli.commands import backbones, bank, build, dataset, demo, evaluate, query, score, study, train
 from cfa_index_cli.failures import error_line
 
 
@@ -67,6 +67,7 @@ app.command("train")(train.train_command)
 app.command("query")(query.query_command)
 app.command("score")(score.score_command)
 app.command("evaluate")(evaluate.evaluate_command)
+app.command("study")(study.study_command)
 app.add_typer(bank.app, name="bank")
 app.add_typer(dataset.app, name="dataset")
 app.command("backbones")(backbones.backbones_command)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfa_index.specs import LARGEST_SEED
-from cfa_index_cli import options as o
+from cfa_index_cli import model_options as m, options as o
 
 if TYPE_CHECKING:
     from cfa_index import BuildReport, GoodImages
@@ -42,47 +41,11 @@ def build_command(
         o.Preset,
         typer.Option("--preset", help="Where all settings start from.", rich_help_panel=o.FEATURES),
     ] = o.Preset.RECOMMENDED,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone",
-            help=o.with_default(
-                "wide_resnet50_2, resnet18, vgg19_bn, efficientnet_b5, efficientnet_lite0 (to 2), or any of "
-                "timm as timm:NAME; `cfa-index backbones` compares them.",
-                _DEFAULTS.features.backbone,
-            ),
-            rich_help_panel=o.FEATURES,
-        ),
-    ] = None,
+    backbone: m.BackboneName = None,
     weights: o.Weights = None,
-    geometry: Annotated[
-        o.GeometryName | None,
-        typer.Option(
-            "--geometry",
-            help=o.with_default(
-                "Look at the whole frame, its centre crop, or a letterbox.", _DEFAULTS.features.geometry
-            ),
-            rich_help_panel=o.FEATURES,
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size",
-            help=o.with_default("Side of the network's square in pixels.", _DEFAULTS.features.size_px),
-            rich_help_panel=o.FEATURES,
-        ),
-    ] = None,
-    strides: Annotated[
-        str | None,
-        typer.Option(
-            "--strides",
-            help=o.with_default(
-                "Pyramid levels, such as 8,16 or 4,8,16.", ",".join(map(str, _DEFAULTS.features.strides))
-            ),
-            rich_help_panel=o.FEATURES,
-        ),
-    ] = None,
+    geometry: m.Geometry = None,
+    size: m.SizePx = None,
+    strides: m.Strides = None,
     init: Annotated[
         o.InitName | None,
         typer.Option(
@@ -172,14 +135,7 @@ def build_command(
             rich_help_panel=o.SCORE,
         ),
     ] = None,
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            "--held-out",
-            help=o.with_default("Share of good images kept for the threshold.", _DEFAULTS.held_out),
-            rich_help_panel=o.SCORE,
-        ),
-    ] = None,
+    held_out: m.HeldOut = None,
     false_alarm_rate: Annotated[
         str | None,
         typer.Option(
@@ -190,16 +146,7 @@ def build_command(
             rich_help_panel=o.SCORE,
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            max=LARGEST_SEED,
-            help=o.with_default("Of every random choice.", _DEFAULTS.seed),
-            rich_help_panel=o.RUN,
-        ),
-    ] = None,
+    seed: m.Seed = None,
     embed_weights: Annotated[
         bool,
         typer.Option(
