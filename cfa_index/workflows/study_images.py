@@ -15,9 +15,9 @@ from cfa_index.files import printable, sha256_of_file, sha256_of_json
 from cfa_index.images import Category, TestImage
 from cfa_index.specs import ModelSpec
 from cfa_index.store import PatchStore
-from cfa_index.workflows.calibrate import split_held_out
 from cfa_index.workflows.extract import extract, store_header, store_path
 from cfa_index.workflows.labelled import why_unmasked
+from cfa_index.workflows.opening import split_held_out
 
 TIMED_IMAGES = 32
 
