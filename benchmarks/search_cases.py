@@ -29,6 +29,8 @@ from cfa_index import (
 
 PAPER = FeatureSpec(backbone="wide_resnet50_2", strides=(4, 8, 16))
 LARGE = FeatureSpec(backbone="efficientnet_lite0", strides=(4, 8, 16))
+LARGEST_LARGE = 3_000_000
+"""Memories that the good cells of both types give."""
 _SPARE = 1.05
 """Images beyond those that a bank needs, so that not every patch of an image is in it."""
 
