@@ -274,7 +274,7 @@ def main() -> None:
         folder = Path(name)
         if "a" in parts or "d" in parts:
             case = paper_case(
-                folder, size_px=64 if given.quick else 224, images=4 if given.quick else 24, seed=given.seed
+                folder, size_px=128 if given.quick else 224, images=4 if given.quick else 24, seed=given.seed
             )
         if "a" in parts:
             print(f"\na: {len(case.vectors)} x {case.vectors.shape[1]}", flush=True)
