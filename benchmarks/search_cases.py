@@ -73,13 +73,19 @@ def paper_case(folder: Path, *, size_px: int, images: int, seed: int) -> SearchC
     )
 
 
-def large_case(folder: Path, *, memories: int, queries: int, seed: int) -> SearchCase:
-    """Random patches of good cells of both types, whitened as by default: EfficientNet-Lite0, strides 4, 8, 16."""
+def large_case(
+    folder: Path, *, memories: int, queries: int, seed: int, init: Literal["whiten", "identity"] = "whiten"
+) -> SearchCase:
+    """Random patches of good cells of both types under EfficientNet-Lite0 at strides 4, 8, 16.
+
+    Args:
+        init: of the descriptor; `whiten` as by default, `identity` for standardised features as they are.
+    """
     patches = LARGE.patches_per_image
     bank_images = max(2, int(np.ceil(_SPARE * memories / patches)))
     store, parts = _store(folder / "large.zarr", LARGE, (bank_images, 12, 12, 12), seed, weights=None)
     phi = initial_descriptor(
-        DescriptorSpec(),
+        DescriptorSpec(init=init),
         store.header.channels,
         patch_moments(store, parts[0][:100], seed=seed),
         seed=seed,
