@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 import torch
+from made_up import built_workplace
 
 from cfa_index.bank import MemoryBank, kmeans, make_index, nearest_rows, set_threads, shared_threads
+from cfa_index.bundle import ModelBundle
 from cfa_index.errors import SpecError
 from cfa_index.specs import IndexSpec
 
@@ -96,6 +99,20 @@ def test_a_forked_child_searches_every_kind_of_index(factory: str) -> None:
     assert in_a_child(work) == work()
 
 
+def test_a_forked_child_loads_a_model_and_scores_with_it(tmp_path: Path) -> None:
+    place = built_workplace(tmp_path, train=6, test=1)
+    images = sorted((place.data / "weave" / "test").rglob("*.png"))
+    torch.set_num_threads(2)  # the command has set one
+    bundle = ModelBundle.load(place.models / "weave")
+
+    def work() -> bytes:
+        again = ModelBundle.load(place.models / "weave")
+        scores = [verdict.score for one in (bundle, again) for verdict in one.score(images)]
+        return np.array(scores).tobytes()
+
+    assert np.allclose(np.frombuffer(in_a_child(work)), np.frombuffer(work()), rtol=1e-5)
+
+
 def test_a_forked_child_gets_its_numbers_back_and_forks_again() -> None:
     expected = bank_search()
 
@@ -149,6 +166,13 @@ def test_torch_and_faiss_share_one_pool_when_we_load_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+def test_every_command_that_takes_a_number_of_threads_sets_it() -> None:
+    for file in (Path(__file__).parent.parent / "cli" / "cfa_index_cli" / "commands").glob("*.py"):
+        text = file.read_text()
+        if "o.Threads" in text and file.stem != "dataset":  # which reads and turns images, no more
+            assert "set_threads(threads)" in text, file.name
 
 
 def test_fewer_than_one_thread_is_refused() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
-from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, read_faiss
+from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
 from cfa_index.bundle.generations import current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
@@ -106,6 +106,7 @@ class ModelBundle:
         )
 
     @classmethod
+    @shared_threads()
     def load(
         cls,
         path: Path | str,
@@ -193,6 +194,7 @@ class ModelBundle:
             )
         return self.threshold if given is None else given
 
+    @shared_threads()
     def score(
         self,
         images: Iterable[Path | str | Image.Image | NDArray[Any] | Tensor],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.events import Listener, ignore
 from cfa_index.files import printable
@@ -24,6 +25,7 @@ from cfa_index.workflows.labelled import mask_of, score_labelled, why_unmasked
 GOOD = "good"
 
 
+@shared_threads()
 def evaluate(
     models: ModelBundle | Sequence[ModelBundle],
     images: Sequence[TestImage],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import SpecError
 from cfa_index.events import Listener, ignore
@@ -21,6 +22,7 @@ _EXACT_PIXELS = 1_000_000
 """Of an epoch's accumulator; beyond it goes into bins, 24 MiB. There are as many as epochs."""
 
 
+@shared_threads()
 def evaluate_published(
     models: ModelBundle | Sequence[ModelBundle],
     images: Sequence[TestImage],

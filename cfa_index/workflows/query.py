@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cfa_index.bank import shared_threads
 from cfa_index.bundle import ImageScore, MemorySource, ModelBundle
 from cfa_index.images import as_image
 from cfa_index.report import PatchPicture, query_panel
@@ -75,6 +76,7 @@ class QueryResult:
         }
 
 
+@shared_threads()
 def query(
     bundle: ModelBundle, path: Path, *, patches: int = 4, threshold: float | None = None
 ) -> QueryResult:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import run_shards
 from cfa_index.errors import DatasetError, ImageError, OutputError
@@ -106,6 +107,7 @@ class _Heatmaps:
                     file.unlink(missing_ok=True)
 
 
+@shared_threads()
 def score_folder(
     bundle: ModelBundle,
     folder: Path,
