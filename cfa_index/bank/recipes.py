@@ -47,8 +47,8 @@ def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
 
 def cell_count(count: int) -> int:
     """Cells of a partition: the power of two near 4 sqrt(M), with enough points to each."""
-    wanted = min(4 * math.sqrt(count), count / _LEAST_POINTS_PER_CELL)
-    return max(1, 1 << int(math.log2(max(wanted, 1))))
+    most = max(1, count // _LEAST_POINTS_PER_CELL)
+    return min(1 << round(math.log2(4 * math.sqrt(count))), 1 << int(math.log2(most)))
 
 
 def _product_quantiser(cells: str, d: int) -> str:

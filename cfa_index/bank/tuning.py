@@ -16,7 +16,7 @@ from cfa_index.bank.index import SearchIndex, set_parameters, tunable
 from cfa_index.bank.memory import MemoryBank
 from cfa_index.errors import BankError
 
-_LONGEST_SHORTLIST = 128
+_LONGEST_SHORTLIST = 256
 _TIE = 1e-5
 """Relative: a memory this little farther than the nearest is as good."""
 _LATENCY_RUNS, _LATENCY_SECONDS = 5, 2.0
@@ -159,8 +159,9 @@ def _recalls_by_shortlist(
 
 
 def _settings(tunables: dict[str, int]) -> list[dict[str, int]]:
-    """Values to try, from the fastest: powers of two up to the most."""
+    """Values to try, from the fastest: powers of two and what lies between, up to the most."""
     for name, most in tunables.items():
-        powers = [1 << power for power in range(0 if name == "nprobe" else 3, 13) if 1 << power < most]
-        return [{name: value} for value in [*powers, most]]
+        first = 1 if name == "nprobe" else 8
+        steps = sorted({(2 + half) * first << power >> 1 for power in range(13) for half in (0, 1)})
+        return [{name: value} for value in [*(step for step in steps if step < most), most]]
     return [{}]
