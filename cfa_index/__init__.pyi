@@ -227,6 +227,7 @@ from .workflows.inventory import (
     take_inventory as take_inventory,
 )
 from .workflows.living import (
+    RollbackReport as RollbackReport,
     add_images as add_images,
     reindex as reindex,
     remove_images as remove_images,

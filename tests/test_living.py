@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import made_up
 import numpy as np
 import pytest
+from living import bank, copied, manifest, names, new_folder, scores
 from made_up import Workplace, cfa
 
-from cfa_index import Manifest, ModelBundle, add_images, current_generation
+from cfa_index import ModelBundle, add_images, current_generation
 from cfa_index.bundle import category_lock
 from cfa_index.errors import BundleError
 
@@ -40,36 +40,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workplace]:
 @pytest.fixture
 def place(places: dict[str, Workplace], tmp_path: Path) -> Workplace:
     return copied(places["hybrid"], tmp_path)
-
-
-def copied(place: Workplace, tmp_path: Path) -> Workplace:
-    """Models are changed; data and features of a store are known by their own paths and stay where they are."""
-    shutil.copytree(place.models, tmp_path / "models")
-    shutil.copytree(place.features, tmp_path / "features")
-    (tmp_path / "data").symlink_to(place.data)
-    return Workplace(root=tmp_path)
-
-
-def new_folder(place: Workplace) -> Path:
-    return place.data.resolve().parent.parent / "new"
-
-
-def bank(command: str, place: Workplace, *more: object, stores: bool = True) -> made_up.Outcome:
-    folders = place.stores if stores else place.model
-    return cfa("bank", command, *more, "-c", "weave", *folders, "--json", "-")
-
-
-def scores(place: Workplace) -> np.ndarray:
-    files = sorted((place.data / "weave" / "test").rglob("*.png"))
-    return np.array([verdict.score for verdict in ModelBundle.load(place.models / "weave").score(files)])
-
-
-def manifest(place: Workplace) -> Manifest:
-    return ModelBundle.load(place.models / "weave").manifest
-
-
-def names(images: Sequence[str]) -> tuple[str, ...]:
-    return tuple(part for image in images for part in ("--image", image))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -126,7 +96,7 @@ def test_part_of_what_was_added_can_go(place: Workplace) -> None:
     in_bank = [uri for uri in added["images"] if uri not in held]
     removed = bank("remove", place, "--image", Path(in_bank[0]).name)
     assert removed.code == 0, removed
-    assert manifest(place).removed == (in_bank[0],)
+    assert [one.removed for one in manifest(place).added] == [(in_bank[0],)]
     info = bank("info", place, stores=False).document
     assert in_bank[0] not in info["memories_by_image"]
     assert len(set(info["memories_by_image"]) & set(in_bank)) >= 1

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
+from cfa_index.bundle.manifest import Manifest, damaged
 from cfa_index.errors import BundleError
 from cfa_index.files import sha256_of_file, sync_folder, take_lock, write_bytes, write_json, writing
 
@@ -122,24 +122,20 @@ def current_generation(folder: Path) -> Path:
 
 
 def generation_folder(folder: Path, generation: str) -> Path:
-    """The folder of one generation of <models>/<category>.
+    """The folder of one generation of <models>/<category>; `2` means `0002`.
 
     Raises:
         BundleError: there is none of that name.
     """
     found = generation_names(folder)
-    if generation not in found:
+    name = generation.zfill(4)
+    if name not in found:
         raise BundleError(
             expected=f"a generation {generation} of {folder}",
             got=f"{', '.join(found) or 'none'} there",
             remedy="name one of these, or run cfa-index build first",
         )
-    return folder / "generations" / generation
-
-
-def list_generations(folder: Path) -> list[Manifest]:
-    """The manifests of all generations of <models>/<category>, first to last. Raises BundleError."""
-    return [read_manifest(folder / "generations" / name) for name in generation_names(folder)]
+    return folder / "generations" / name
 
 
 def generation_names(folder: Path) -> list[str]:

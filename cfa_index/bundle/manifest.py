@@ -46,11 +46,25 @@ class Addition:
         source: their common folder.
         store: name of the store, without its suffix.
         images_sha256: of its image table.
+        removed: absolute uris of those that are no longer in the model, sorted.
+        averaged: whether the bank was made of all images since, these among them; False while their memories
+            are patches of their own.
     """
 
     source: str
     store: str
     images_sha256: str
+    removed: tuple[str, ...] = ()
+    averaged: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "removed": list(self.removed)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises TypeError where a key is unknown."""
+        return cls(**{**values, "removed": tuple(values.get("removed", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +80,7 @@ class Manifest:
         channels: C_l of each level.
         radius: r after training, or 0 before.
         added: what came to the build's images later, in order.
-        removed: uris of images that are no longer in the bank, sorted.
+        removed: uris of the build's images that are no longer in the model, sorted.
         index: the bank's index as it was tuned; None for Flat.
         threshold: of the scores; None without held-out images.
         versions: of the libraries that wrote it.
@@ -97,7 +111,7 @@ class Manifest:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["spec"] = self.spec.to_dict()
         values["index"] = self.index.to_dict() if self.index else None
-        values["added"] = [asdict(addition) for addition in self.added]
+        values["added"] = [addition.to_dict() for addition in self.added]
         values["removed"] = list(self.removed)
         values["weights"] = asdict(self.weights)
         values["channels"] = list(self.channels)
@@ -126,7 +140,7 @@ class Manifest:
         for newer in range(version + 1, SCHEMA_VERSION + 1):
             values = {**values, **_ADDED[newer]}
         values["index"] = IndexState.from_dict(values["index"]) if values["index"] else None
-        values["added"] = tuple(Addition(**addition) for addition in values["added"])
+        values["added"] = tuple(Addition.from_dict(addition) for addition in values["added"])
         values["removed"] = tuple(values["removed"])
         values["spec"] = ModelSpec.from_dict(_upgraded(values["spec"], version))
         values["weights"] = WeightsOrigin(**values["weights"])

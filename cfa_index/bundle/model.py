@@ -307,6 +307,11 @@ def _index(path: Path, manifest: Manifest, vectors: NDArray[np.float32], *, rebu
     return SearchIndex(made, state, torch.device("cpu")).tuned(state.parameters, state.shortlist)
 
 
+def load_descriptor(path: Path, manifest: Manifest) -> PatchDescriptor:
+    """phi of a generation, on the CPU, without the rest of the model. Raises BundleError."""
+    return _descriptor(manifest.channels, _load_tensors(path / DESCRIPTOR_FILE), "phi")
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)

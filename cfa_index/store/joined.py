@@ -22,13 +22,14 @@ class JoinedStore(PatchStore):
 
     Args:
         parts: at least one, all of the same settings and weights.
-        removed: uris of images that are no longer to be used; their rows stay, but are not good ones.
+        removed: for each part, uris of images that are no longer to be used; their rows stay, but are not
+            good ones. None for none.
 
     Raises:
         StoreError: the parts differ in their settings.
     """
 
-    def __init__(self, parts: Sequence[PatchStore], removed: Collection[str] = ()) -> None:
+    def __init__(self, parts: Sequence[PatchStore], removed: Sequence[Collection[str]] | None = None) -> None:
         first = parts[0]
         for part in parts[1:]:
             if replace(part.header, source=first.header.source) != first.header:
@@ -44,12 +45,13 @@ class JoinedStore(PatchStore):
             folder = Path(part.header.source)
             self.images += [replace(image, uri=str(folder / image.uri)) for image in part.images]
         self._parts = list(parts)
-        self._removed = frozenset(removed)
-
-    @property
-    def first(self) -> JoinedStore:
-        """The build's own part, with the same rows."""
-        return JoinedStore(self._parts[:1], self._removed)
+        self._removed: set[int] = set()
+        start = 0
+        for part, uris in zip(parts, removed or [()] * len(parts), strict=True):
+            gone = frozenset(uris)
+            rows = range(start, start + len(part))
+            self._removed.update(row for row in rows if self.images[row].uri in gone)
+            start += len(part)
 
     @property
     def groups(self) -> list[list[int]]:
@@ -67,7 +69,7 @@ class JoinedStore(PatchStore):
 
     def is_kept(self, row: int) -> bool:
         """Whether an image was not removed."""
-        return self.images[row].uri not in self._removed
+        return row not in self._removed
 
     def read(self, rows: Sequence[int]) -> list[Tensor]:
         """As `PatchStore.read`, each row from its own part."""

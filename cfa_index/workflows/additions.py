@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from cfa_index.store import JoinedStore, PatchStore
 from cfa_index.workflows.compression import patch_stream
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
 from cfa_index.workflows.extract import extract, inspected_cells, store_header
-from cfa_index.workflows.opening import addition_name
+from cfa_index.workflows.opening import addition_name, place_of
 
 _POOL_PER_PICK = 8
 """Patches held for each that becomes a memory: those that the bank covers worst."""
@@ -71,20 +72,28 @@ def new_images(
     """
     files: dict[Path, str] = {}
     known = {store.images[row].sha256: store.images[row].uri for row in store.good_rows}
+    folder = Path(store.header.source)
+    places = {place_of(folder / store.images[row].uri) for row in store.good_rows}
     for path in given:
+        if not path.exists():
+            raise DatasetError(
+                expected=f"an image or a folder at {path}", got="nothing there", remedy="check the path"
+            )
         for file in plain_folder(path) if path.is_dir() else [path]:
-            if not file.is_file() and not file.is_dir():
-                raise DatasetError(
-                    expected=f"an image or a folder at {file}", got="nothing there", remedy="check the path"
-                )
-            checksum = sha256_of_file(file) if file.is_file() else ""
+            checksum = _checksum(file)
+            if place_of(file) in places:
+                listener(Notice(message=f"left out: {printable(str(file))} is there already"))
+                continue
             if checksum in known:
                 listener(
-                    Notice(message=f"left out: {file} has the content of {known[checksum]}, which is there")
+                    Notice(
+                        message=f"left out: {printable(str(file))} has the content of {known[checksum]}, which is there"
+                    )
                 )
                 continue
-            known[checksum] = str(file)
-            files[file.absolute()] = checksum
+            if checksum:  # without one it cannot be read, which `extract` will say
+                known[checksum] = printable(str(file))
+            files[place_of(file)] = checksum
     if not files:
         raise DatasetError(
             expected="good images that the model does not have",
@@ -114,6 +123,14 @@ def new_images(
     )
 
 
+def _checksum(file: Path) -> str:
+    """Empty for what cannot be read."""
+    try:
+        return sha256_of_file(file)
+    except OSError:
+        return ""
+
+
 def new_memories(
     store: JoinedStore,
     rows: Sequence[int],
@@ -131,7 +148,7 @@ def new_memories(
         listener: told of progress.
     """
     spec = bundle.manifest.spec
-    phi_0 = bundle.initial_descriptor.cpu()
+    phi_0 = copy.deepcopy(bundle.initial_descriptor).cpu()
     stream = patch_stream(store, rows, phi_0)
     total = sum(len(inspected_cells(store, row)) for row in rows)
     count = min(total, max(1, round(share * len(rows))))

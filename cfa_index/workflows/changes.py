@@ -24,20 +24,21 @@ from cfa_index.bundle import (
     MemorySource,
     ModelBundle,
     exemplars_table,
-    generation_folder,
-    list_generations,
+    generation_names,
+    read_manifest,
     sources_table,
     write_generation,
 )
 from cfa_index.descriptor import needs_moments
+from cfa_index.errors import BundleError
 from cfa_index.events import Listener, ignore
-from cfa_index.files import sha256_of_npy
+from cfa_index.files import sha256_of_file, sha256_of_npy
 from cfa_index.store import JoinedStore
-from cfa_index.workflows.build import fitted_contents, timestamp, versions
+from cfa_index.workflows.build import check_enough_patches, fitted_contents, timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS
 from cfa_index.workflows.indexing import index_bank, remeasure_index
-from cfa_index.workflows.opening import fit_and_held
+from cfa_index.workflows.opening import averaged, fit_and_held, judging_rows
 from cfa_index.workflows.start import Start, make_start, owners_of, patch_moments
 
 _KEPT_FILES = (BACKBONE_FILE, DESCRIPTOR_FILE, TRAIN_LOG_FILE)
@@ -78,6 +79,7 @@ def write_change(
     images: tuple[str, ...] = (),
     rejected: int = 0,
     measured: bool = False,
+    index_file: Path | None = None,
     trials: tuple[IndexTrial, ...] = (),
     listener: Listener = ignore,
 ) -> LivingReport:
@@ -87,11 +89,12 @@ def write_change(
         folder: <models>/<category>, whose lock is held.
         bundle: the generation before.
         store: with the images as they are now.
-        manifest: with action, additions and removals as they are now.
+        manifest: with action, additions and removals as they are now, and the threshold's images in `held_out`.
         bank: as it is now.
         places, crops: source and picture of each memory; no crops for a large bank.
         images, rejected, trials: for the report.
         measured: the index's state is that of this bank and phi already.
+        index_file: to copy, in place of writing the index again.
         listener: told of progress.
     """
     fit_rows, held_rows = fit_and_held(store, manifest.spec)
@@ -107,10 +110,7 @@ def write_change(
     scorer = calibrated_scorer(
         bundle.backbone, bundle.descriptor, start, store=store, rows=fit_rows, listener=listener
     )
-    # Held-out images that chose start or epoch of a training are no judges of the threshold, now or later.
-    judging = {*bundle.manifest.held_out.uris, *images}
-    judges = [row for row in held_rows if store.images[row].uri in judging]
-    held_out = score_held_out(scorer, store, judges, listener)
+    held_out = score_held_out(scorer, store, judging_rows(store, held_rows, manifest), listener)
     manifest = replace(
         with_scores(manifest, held_out),
         parent=bundle.manifest.generation,
@@ -126,7 +126,7 @@ def write_change(
     if len(crops) == len(bank) <= MOST_EXEMPLARS:
         contents[EXEMPLARS_FILE] = exemplars_table(crops)
     if bank.index is not None:
-        contents[INDEX_FILE] = bank.index.write
+        contents[INDEX_FILE] = index_file or bank.index.write
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     path, manifest = write_generation(folder, manifest, contents)
@@ -157,6 +157,8 @@ def write_rebuild(
     """
     spec, device = manifest.spec, bundle.bank.device
     fit_rows, held_rows = fit_and_held(store, spec)
+    held_rows = judging_rows(store, held_rows, manifest)
+    check_enough_patches(spec, len(fit_rows))
     moments = (
         patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
         if needs_moments(spec.descriptor)
@@ -176,6 +178,7 @@ def write_rebuild(
         created=timestamp(),
         images=len(fit_rows) + len(held_rows),
         radius=0.0,
+        added=averaged(manifest.added),
         index=start.bank.index.state if start.bank.index else None,
         versions=versions(),
     )
@@ -206,21 +209,27 @@ def grown_index(bundle: ModelBundle, vectors: NDArray[np.float32]) -> SearchInde
 
 def shrunk_index(
     folder: Path, bundle: ModelBundle, vectors: NDArray[np.float32]
-) -> tuple[SearchIndex | None, bool]:
-    """The model's index over fewer vectors, and whether its state is right for them; None under Flat.
+) -> tuple[SearchIndex | None, Path | None]:
+    """The model's index over fewer vectors, and where it was found; None for both under Flat.
 
-    Where an earlier generation had these very vectors under this very phi, its index and state are taken, so
-    that its scores come back whatever the kind of index.
+    Where an earlier generation had these very vectors under this very phi and these settings of the index, its
+    index and state are right as they are, so that its scores come back whatever the kind of index. Else the
+    model's own index is filled again, and found nowhere.
     """
     manifest = bundle.manifest
     if manifest.index is None:
-        return None, True
+        return None, None
     checksum = sha256_of_npy(vectors)
-    for earlier in list_generations(folder):
-        same = earlier.files.get(VECTORS_FILE) == checksum and INDEX_FILE in earlier.files
-        if same and earlier.index and earlier.files[DESCRIPTOR_FILE] == manifest.files[DESCRIPTOR_FILE]:
-            path = generation_folder(folder, earlier.generation)
-            ModelBundle.check_files(path, earlier)
-            return read_faiss(path / INDEX_FILE, earlier.index, vectors.shape), True
+    for name in generation_names(folder):
+        path = folder / "generations" / name
+        try:
+            earlier = read_manifest(path)
+        except BundleError:  # a damaged one lends nothing
+            continue
+        file = path / INDEX_FILE
+        same = earlier.files.get(VECTORS_FILE) == checksum and earlier.spec.index == manifest.spec.index
+        same = same and earlier.files[DESCRIPTOR_FILE] == manifest.files[DESCRIPTOR_FILE]
+        if same and earlier.index and file.exists() and sha256_of_file(file) == earlier.files.get(INDEX_FILE):
+            return read_faiss(file, earlier.index, vectors.shape), file
     index = changed_faiss(bundle.path / INDEX_FILE, manifest.index, vectors, kept=0, seed=manifest.spec.seed)
-    return index, False
+    return index, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ import numpy as np
 from cfa_index.bank import MemoryBank, shared_threads
 from cfa_index.bundle import (
     Addition,
+    HeldOut,
     Manifest,
     ModelBundle,
     category_lock,
     current_generation,
     generation_folder,
+    generation_names,
     read_manifest,
     set_current,
 )
@@ -37,8 +39,9 @@ from cfa_index.workflows.changes import (
     write_rebuild,
 )
 from cfa_index.workflows.indexing import index_bank
-from cfa_index.workflows.opening import fit_and_held, open_store
+from cfa_index.workflows.opening import fit_and_held, judging_rows, open_store, place_of
 from cfa_index.workflows.start import start_of
+from cfa_index.workflows.verify import damage_of
 
 _SHOWN = 3
 AVERAGES = ("hybrid", "ema", "mean", "kmeans")
@@ -93,15 +96,17 @@ def add_images(
         )
         vectors = np.concatenate([bundle.bank.vectors, memories.vectors])
         came = {*fit_rows, *held_rows} - set(store.good_rows)
+        uris = tuple(grown.images[row].uri for row in sorted(came))
+        judges = bundle.manifest.held_out.uris + uris  # of these, those that are held out
         return write_change(
             models_dir / category,
             bundle,
             grown,
-            replace(manifest, action="add"),
+            replace(manifest, action="add", held_out=HeldOut(uris=judges, scores=())),
             MemoryBank(vectors, bundle.bank.device, grown_index(bundle, vectors)),
             places=[*bundle.sources, *memories.places],
             crops=[*bundle.exemplars, *memories.crops],
-            images=tuple(grown.images[row].uri for row in sorted(came)),
+            images=uris,
             rejected=len(new.store) - len(new.store.good_rows),
             listener=listener,
         )
@@ -142,6 +147,8 @@ def remove_images(
     with category_lock(models_dir / category):
         bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
         store = open_store(bundle.manifest, features_dir)
+        if not names:
+            raise BankError(expected="images to remove", got="none", remedy="name one with --image")
         leaving = sorted({_find(store, name) for name in names})
         uris = tuple(store.images[row].uri for row in leaving)
         manifest = _without(bundle.manifest, store, set(uris))
@@ -158,7 +165,9 @@ def remove_images(
                 models_dir / category, bundle, less, manifest, images=uris, listener=listener
             )
         in_bank = set(fit_and_held(store, manifest.spec)[0]) & set(leaving)
-        built = [row for row in in_bank if row < len(store.first)]
+        apart = [not addition.averaged for addition in bundle.manifest.added]
+        groups = zip(store.groups, [False, *apart], strict=True)
+        built = [row for group, is_apart in groups if not is_apart for row in group if row in in_bank]
         if built and manifest.spec.bank.method in AVERAGES:
             raise BankError(
                 expected=f"a bank of patches, to take {store.images[min(built)].uri} out of",
@@ -166,9 +175,14 @@ def remove_images(
                 remedy="add --rebuild: everything is fitted again from the stored features of the others",
             )
         stay = [source.uri not in set(uris) for source in bundle.sources]
-        manifest.spec.check_memories(sum(stay))
+        if sum(stay) < manifest.spec.score.neighbors:
+            raise BankError(
+                expected=f"at least {manifest.spec.score.neighbors} memories to stay, as K asks",
+                got=str(sum(stay)),
+                remedy="remove fewer images, or build with a larger bank",
+            )
         vectors = np.ascontiguousarray(bundle.bank.vectors[stay])
-        index, measured = shrunk_index(models_dir / category, bundle, vectors)
+        index, index_file = shrunk_index(models_dir / category, bundle, vectors)
         return write_change(
             models_dir / category,
             bundle,
@@ -178,7 +192,8 @@ def remove_images(
             places=list(itertools.compress(bundle.sources, stay)),
             crops=list(itertools.compress(bundle.exemplars, stay)),
             images=uris,
-            measured=measured,
+            measured=index_file is not None,
+            index_file=index_file,
             listener=listener,
         )
 
@@ -214,8 +229,9 @@ def reindex(
         fit_rows, held_rows = fit_and_held(store, spec)
         start = start_of(bundle, store, spec)
         start = replace(start, bank=MemoryBank(bundle.bank.vectors, bundle.bank.device))
+        judges = judging_rows(store, held_rows, bundle.manifest)
         start, choice = index_bank(
-            start, store, held_rows=held_rows, fit_rows=fit_rows, phi=bundle.descriptor, listener=listener
+            start, store, held_rows=judges, fit_rows=fit_rows, phi=bundle.descriptor, listener=listener
         )
         return write_change(
             models_dir / category,
@@ -231,34 +247,57 @@ def reindex(
         )
 
 
-def rollback(models_dir: Path, category: str, generation: str | None = None) -> Manifest:
+@dataclass(frozen=True, kw_only=True)
+class RollbackReport:
+    """Which generation a model went back to.
+
+    Attributes:
+        before: manifest of the one that was current; None where the pointer was damaged.
+        manifest: of the one that is.
+    """
+
+    before: Manifest | None
+    manifest: Manifest
+
+
+def rollback(models_dir: Path, category: str, generation: str | None = None) -> RollbackReport:
     """Make an earlier generation the current one; nothing is written but the pointer.
 
     Args:
         models_dir, category: where the model is.
-        generation: its name; None for the parent of the current one.
-
-    Returns:
-        The manifest that is now the current one's.
+        generation: its name or number, also where the pointer is damaged; None for the parent of the current one.
 
     Raises:
         BundleError: there is no such generation, it is damaged, or another process writes the model.
     """
     folder = models_dir / category
     with category_lock(folder):
+        try:
+            before = read_manifest(current_generation(folder))
+        except BundleError:
+            if generation is None:
+                raise
+            before = None
         if generation is None:
-            current = read_manifest(current_generation(folder))
-            if not current.parent:
+            assert before is not None, "raised above"
+            if not before.parent:
                 raise BundleError(
-                    expected=f"a generation before {current.generation}",
+                    expected=f"a generation before {before.generation}",
                     got="a first build",
-                    remedy="name another with --to",
+                    remedy=f"choose one of {', '.join(generation_names(folder))} with --to",
                 )
-            generation = current.parent
-        manifest = read_manifest(generation_folder(folder, generation))
-        ModelBundle.check_files(generation_folder(folder, generation), manifest)
-        set_current(folder, generation)
-    return manifest
+            generation = before.parent
+        path = generation_folder(folder, generation)
+        manifest = read_manifest(path)
+        ModelBundle.check_files(path, manifest)
+        if found := list(damage_of(path, manifest)):
+            raise BundleError(
+                expected=f"generation {path.name} to be sound",
+                got="; ".join(found),
+                remedy="choose another with --to",
+            )
+        set_current(folder, path.name)
+    return RollbackReport(before=before, manifest=manifest)
 
 
 def _find(store: JoinedStore, name: str) -> int:
@@ -268,10 +307,11 @@ def _find(store: JoinedStore, name: str) -> int:
         BankError: none is, or several are.
     """
     rows = store.good_rows
-    path = str(Path(name).absolute())
-    source = Path(store.header.source)
+    path, source = place_of(Path(name)), Path(store.header.source)
     found = [
-        row for row in rows if store.images[row].uri == name or str(source / store.images[row].uri) == path
+        row
+        for row in rows
+        if store.images[row].uri == name or place_of(source / store.images[row].uri) == path
     ]
     found = found or [row for row in rows if Path(store.images[row].uri).name == name]
     if len(found) == 1:
@@ -291,12 +331,16 @@ def _find(store: JoinedStore, name: str) -> int:
 
 def _without(manifest: Manifest, store: JoinedStore, uris: Collection[str]) -> Manifest:
     """A manifest without some images; additions of which nothing is left are forgotten."""
-    removed = {*manifest.removed, *uris}
+    built, *added = ([store.images[row].uri for row in group if store.is_kept(row)] for group in store.groups)
     additions = []
-    for addition, group in zip(manifest.added, store.groups[1:], strict=True):
-        those = {store.images[row].uri for row in group}
-        if those <= removed:
-            removed -= those
-        else:
-            additions.append(addition)
-    return replace(manifest, added=tuple(additions), removed=tuple(sorted(removed)))
+    for addition, those in zip(manifest.added, added, strict=True):
+        gone = set(uris).intersection(those)
+        if len(gone) < len(those):
+            additions.append(replace(addition, removed=tuple(sorted({*addition.removed, *gone}))))
+    judges = tuple(uri for uri in manifest.held_out.uris if uri not in uris)
+    return replace(
+        manifest,
+        added=tuple(additions),
+        removed=tuple(sorted({*manifest.removed, *set(uris).intersection(built)})),
+        held_out=HeldOut(uris=judges, scores=()),
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cfa_index.bundle import Manifest
+from cfa_index.bundle import Addition, Manifest
 from cfa_index.errors import StoreError
 from cfa_index.files import sha256_of_file, sha256_of_json
 from cfa_index.specs import ModelSpec
@@ -46,7 +48,7 @@ def open_store(manifest: Manifest, features_dir: Path) -> JoinedStore:
                 "run bank rollback, then bank add again",
             )
         )
-    return JoinedStore(parts, manifest.removed)
+    return JoinedStore(parts, [manifest.removed, *(addition.removed for addition in manifest.added)])
 
 
 def fit_and_held(store: JoinedStore, spec: ModelSpec) -> tuple[list[int], list[int]]:
@@ -63,6 +65,12 @@ def fit_and_held(store: JoinedStore, spec: ModelSpec) -> tuple[list[int], list[i
     return fit, held
 
 
+def judging_rows(store: JoinedStore, held_rows: Sequence[int], manifest: Manifest) -> list[int]:
+    """Those of the held-out rows that set the threshold: they had no say in a choice of `train`, nor ever will."""
+    judges = set(manifest.held_out.uris)
+    return [row for row in held_rows if store.images[row].uri in judges]
+
+
 def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Rows for bank and training, and rows for the threshold: a random `share`, sorted.
 
@@ -71,6 +79,16 @@ def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[i
     count = min(int(len(rows) * share), len(rows) - 1)
     shuffled = np.random.default_rng(seed).permutation(np.asarray(rows))
     return sorted(shuffled[count:].tolist()), sorted(shuffled[:count].tolist())
+
+
+def averaged(additions: Sequence[Addition]) -> tuple[Addition, ...]:
+    """Additions whose images a new bank was made of, like those of the build."""
+    return tuple(replace(addition, averaged=True) for addition in additions)
+
+
+def place_of(file: Path) -> Path:
+    """A file's absolute path, links to folders followed: a model knows an image by its own name there."""
+    return Path(os.path.realpath(file.parent)) / file.name
 
 
 def addition_name(header: StoreHeader, images: Sequence[tuple[str, str]]) -> str:

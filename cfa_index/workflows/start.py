@@ -99,7 +99,7 @@ def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
 
 def owners_of(places: Sequence[MemorySource], store: PatchStore) -> NDArray[np.int64]:
     """(M,) row in the store of the image that each memory came from."""
-    row_of = {image.uri: row for row, image in enumerate(store.images)}
+    row_of = {store.images[row].uri: row for row in store.good_rows}
     return np.array([row_of[place.uri] for place in places], dtype=np.int64)
 
 

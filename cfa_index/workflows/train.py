@@ -54,8 +54,8 @@ from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, w
 from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
 from cfa_index.workflows.extract import inspected_mask
 from cfa_index.workflows.indexing import index_bank, remeasure_index
-from cfa_index.workflows.opening import fit_and_held, open_store
-from cfa_index.workflows.probes import draw_probes, split_probes
+from cfa_index.workflows.opening import averaged, fit_and_held, judging_rows, open_store
+from cfa_index.workflows.probes import FEWEST_PROBES, draw_probes, split_probes
 from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
 from cfa_index.workflows.start import Start, bank_contents, start_of
 from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot
@@ -139,10 +139,11 @@ def _train(
     start = start_of(bundle, store, model_spec)
     _check_trainable(spec, len(start.bank), len(rows))
     selection = None
-    calibrating = set(bundle.manifest.held_out.uris)  # without those that an earlier choice has seen
-    threshold_rows = [row for row in held_rows if store.images[row].uri in calibrating]
+    threshold_rows = judging_rows(store, held_rows, bundle.manifest)
     if spec.select == "synthetic":
-        probe_rows, threshold_rows = split_probes(held_rows, model_spec.seed)
+        probe_rows = sorted(set(held_rows) - set(threshold_rows))  # what chose before chooses again
+        if len(probe_rows) < FEWEST_PROBES:
+            probe_rows, threshold_rows = split_probes(threshold_rows, model_spec.seed)
         probes = draw_probes(store, probe_rows, bundle.backbone, seed=model_spec.seed, listener=listener)
         selection = Selection(probes, epochs=spec.epochs)
         start = choose_start(
@@ -227,6 +228,7 @@ def _train(
     contents = _contents(bundle, start, phi, radius, scorer, log)
     if start.sources is not None:
         contents |= bank_contents(store, start, listener)
+        manifest = replace(manifest, added=averaged(manifest.added))
     if selection is not None:
         contents[SELECTION_FILE] = _csv(Trial, selection.trials)
     if keep_epochs and log:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cfa_index.bank import MemoryBank, read_faiss, shared_threads
+from cfa_index.bank import MemoryBank, Truth, read_faiss, shared_threads
 from cfa_index.bundle import (
+    EXEMPLARS_FILE,
     INDEX_FILE,
     SOURCES_FILE,
     VECTORS_FILE,
@@ -19,15 +20,21 @@ from cfa_index.bundle import (
     generation_folder,
     generation_names,
     load_array,
+    load_descriptor,
+    read_exemplars,
     read_manifest,
     read_sources,
 )
-from cfa_index.errors import CfaIndexError
-from cfa_index.events import Listener, ignore, stage
+from cfa_index.errors import CfaIndexError, StoreError
+from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import sha256_of_file
+from cfa_index.workflows.indexing import query_count, query_patches
+from cfa_index.workflows.opening import fit_and_held, judging_rows, open_store
 
 _SAMPLE = 512
 """Memories that are looked up."""
+_LOST_RECALL = 0.02
+"""Another machine rounds differently, and other held-out images may have measured it."""
 _SLACK = 0.05
 """Memories that may be missed beyond what the recall in the manifest says: it is that of patches."""
 
@@ -42,17 +49,24 @@ class Finding:
 
 @shared_threads()
 def verify(
-    models_dir: Path, category: str, *, generation: str | None = None, listener: Listener = ignore
+    models_dir: Path,
+    category: str,
+    *,
+    generation: str | None = None,
+    features_dir: Path | None = None,
+    listener: Listener = ignore,
 ) -> tuple[Finding, ...]:
     """Look for damage in a model; nothing is changed.
 
     Every file is compared with its checksum. Some memories are then looked up in the index: they have to find
-    themselves, at distance zero, about as often as the manifest says.
+    themselves, at distance zero, about as often as the manifest says. Where the features of the images are
+    there, too, the recall is measured again on the patches that it was measured on.
 
     Args:
         models_dir, category: where the model is.
         generation: which one; None for all of them and the pointer to the one in use.
-        listener: told of progress.
+        features_dir: where the stores may be.
+        listener: told of progress, and of a recall that cannot be measured.
 
     Returns:
         What was found; nothing where all is well.
@@ -64,41 +78,51 @@ def verify(
     if not generation_names(folder):
         current_generation(folder)  # says that there is no model
     findings = []
-    names = generation_names(folder) if generation is None else [generation]
+    names = generation_names(folder) if generation is None else [generation_folder(folder, generation).name]
     if generation is None:
         try:
             current_generation(folder)
         except CfaIndexError as error:
             findings.append(Finding(generation="", message=str(error)))
-    with stage(listener, "verify", len(names), "generations") as advance:
-        for name in names:
-            path = generation_folder(folder, name)
+    manifests = {}
+    for name in names:
+        try:
+            manifests[name] = read_manifest(folder / "generations" / name)
+        except CfaIndexError as error:
+            findings.append(Finding(generation=name, message=str(error)))
+    total = sum(len(manifest.files) for manifest in manifests.values())
+    with stage(listener, "verify", total, "files") as advance:
+        for name, manifest in manifests.items():
+            path = folder / "generations" / name
+            messages = _changed_files(path, manifest, lambda: advance(1))
             try:
-                manifest = read_manifest(path)
-                messages = list(_damage(path, manifest))
+                if not messages:
+                    messages = [
+                        *damage_of(path, manifest),
+                        *_lost_recall(path, manifest, features_dir, listener),
+                    ]
             except CfaIndexError as error:
-                messages = [str(error)]
+                messages.append(str(error))
             findings += [Finding(generation=name, message=message) for message in messages]
-            advance(1)
     return tuple(findings)
 
 
-def _damage(path: Path, manifest: Manifest) -> Iterator[str]:
-    whole = True
-    for name, checksum in manifest.files.items():
-        file = path / name
-        if Path(name).name != name or not file.exists():
-            yield f"{name} is missing"
-            whole = False
-        elif sha256_of_file(file) != checksum:
-            yield f"{name} differs from its checksum"
-            whole = False
-    if not whole:
-        return
+def damage_of(path: Path, manifest: Manifest) -> Iterator[str]:
+    """What a generation whose files are as they were written says against itself.
+
+    Raises:
+        CfaIndexError: of a file that is not what its name says.
+    """
+    if manifest.generation != path.name:
+        yield f"its manifest is that of generation {manifest.generation}"
     vectors = load_array(path / VECTORS_FILE)
     sources = len(read_sources(path / SOURCES_FILE))
     if sources != len(vectors):
         yield f"{SOURCES_FILE} has {sources} rows for {len(vectors)} memories"
+    if EXEMPLARS_FILE in manifest.files:
+        pictures = len(read_exemplars(path / EXEMPLARS_FILE))
+        if pictures != len(vectors):
+            yield f"{EXEMPLARS_FILE} has {pictures} rows for {len(vectors)} memories"
     state = manifest.index
     if state is None:
         return
@@ -111,3 +135,40 @@ def _damage(path: Path, manifest: Manifest) -> Iterator[str]:
     lost = int((bank.search(memories, 1).sq_distances[:, 0] > 0).sum())
     if lost > len(rows) * (1 - state.recall_at_1 + _SLACK):
         yield f"{lost} of {len(rows)} memories do not find themselves in {INDEX_FILE}"
+
+
+def _changed_files(path: Path, manifest: Manifest, on_file: Callable[[], None]) -> list[str]:
+    found = []
+    for name, checksum in manifest.files.items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            found.append(f"{name} is missing")
+        elif sha256_of_file(file) != checksum:
+            found.append(f"{name} differs from its checksum")
+        on_file()
+    return found
+
+
+def _lost_recall(
+    path: Path, manifest: Manifest, features_dir: Path | None, listener: Listener
+) -> Iterator[str]:
+    """Whether the index still finds what it found when it was tuned."""
+    state, spec = manifest.index, manifest.spec
+    if state is None or features_dir is None:
+        return
+    try:
+        store = open_store(manifest, features_dir)
+    except StoreError as error:
+        listener(Notice(message=f"generation {path.name}: its recall is not measured: {error}"))
+        return
+    fit_rows, held_rows = fit_and_held(store, spec)
+    rows = judging_rows(store, held_rows, manifest) or fit_rows
+    vectors = load_array(path / VECTORS_FILE)
+    phi = load_descriptor(path, manifest).folded()
+    queries = query_patches(store, rows, phi, most=query_count(vectors.shape), seed=spec.seed)
+    index = read_faiss(path / INDEX_FILE, state, vectors.shape)
+    patches = spec.features.patches_per_image
+    Truth(vectors, queries, k=state.k, patches_per_image=patches).measure(index)
+    reached = index.state.recall_at_1
+    if reached < state.recall_at_1 - _LOST_RECALL:
+        yield f"recall@1 is {reached:.4f}, the manifest says {state.recall_at_1:.4f}"

@@ -10,7 +10,7 @@ import typer
 from cfa_index_cli import options as o
 
 if TYPE_CHECKING:
-    from cfa_index import LivingReport
+    from cfa_index import LivingReport, Manifest
     from cfa_index_cli.console import Session
 
 app = typer.Typer(
@@ -30,9 +30,11 @@ _SHOWN_IMAGES = 5
 def info_command(
     category: o.OneCategory,
     models_dir: o.ModelsDir = o.MODELS_DIR,
+    features_dir: o.FeaturesDir = o.FEATURES_DIR,
     generation: Generation = None,
     images: Annotated[
-        bool, typer.Option("--images", help="List every source image and its number of memories.")
+        bool,
+        typer.Option("--images", help="List every image: its number of memories, or that it is held out."),
     ] = False,
     json_file: o.Json = None,
 ) -> None:
@@ -45,13 +47,13 @@ def info_command(
     from cfa_index import take_inventory
     from cfa_index_cli.console import session, write_document
 
-    found = take_inventory(models_dir, category, generation)
+    found = take_inventory(models_dir, category, generation, features_dir=features_dir)
     manifest, state = found.manifest, found.manifest.index
     with session(None) as out:
         threshold = manifest.threshold
-        changed = (
-            f", {len(manifest.added)} additions, {len(manifest.removed)} removed" if found.lineage else ""
-        )
+        document = found.to_dict()
+        came, went = document["additions"], len(document["images_removed"])
+        changed = f", {came} additions, {went} removed" if came or went else ""
         out.table(
             f"{category}, generation {manifest.generation}",
             ["", ""],
@@ -75,10 +77,14 @@ def info_command(
             ["file", "MiB"],
             [[name, _mib(size)] for name, size in [*found.file_bytes.items(), ("all", total)]],
         )
-        counts = list(found.memories_by_image.items())
-        shown = counts if images else counts[:_SHOWN_IMAGES]
-        rest = [[f"and {len(counts) - len(shown)} more (--images)", ""]] if len(counts) > len(shown) else []
-        out.table("memories by image", ["image", "memories"], [[uri, str(n)] for uri, n in shown] + rest)
+        shown = found.images if images else found.images[:_SHOWN_IMAGES]
+        more = len(found.images) - len(shown)
+        out.table(
+            "memories by image",
+            ["image", "memories"],
+            [[one.uri, "held out" if one.held_out else str(one.memories)] for one in shown]
+            + [[f"and {more} more (--images)", ""]] * bool(more),
+        )
         out.table(
             "generations",
             ["", "made by", "from", "when", "index"],
@@ -88,12 +94,12 @@ def info_command(
                     one.action,
                     one.parent or "-",
                     one.created,
-                    one.index.describe() if one.index else "flat",
+                    one.index,
                 ]
                 for one in found.lineage
             ],
         )
-    write_document(json_file, found.to_dict())
+    write_document(json_file, document)
 
 
 @app.command("add")
@@ -259,6 +265,7 @@ def reindex_command(
 def verify_command(
     category: o.OneCategory,
     models_dir: o.ModelsDir = o.MODELS_DIR,
+    features_dir: o.FeaturesDir = o.FEATURES_DIR,
     generation: Annotated[
         str | None, typer.Option("--generation", help="Name such as 0002. [default: all of them]")
     ] = None,
@@ -267,7 +274,7 @@ def verify_command(
 ) -> None:
     """Compare every file with its checksum, the index with the vectors, the sources with the memories.
 
-    Exit code 1 and a line for each damage; nothing is changed.
+    Where build's features are still there, the recall of the index is measured again, too. Exit code 1 and a line for each damage; nothing is changed.
 
     Example:
 
@@ -277,7 +284,9 @@ def verify_command(
     from cfa_index_cli.console import session, write_document
 
     with session(events) as out:
-        findings = verify(models_dir, category, generation=generation, listener=out.listener)
+        findings = verify(
+            models_dir, category, generation=generation, features_dir=features_dir, listener=out.listener
+        )
         for finding in findings:
             place = f"generation {finding.generation}" if finding.generation else "pointer"
             out.say(f"{category}, {place}: {finding.message}")
@@ -308,22 +317,30 @@ def rollback_command(
     from cfa_index import rollback
     from cfa_index_cli.console import session, write_document
 
-    manifest = rollback(models_dir, category, to)
-    threshold = manifest.threshold.value if manifest.threshold else None
+    report = rollback(models_dir, category, to)
+    manifest, before = report.manifest, report.before
     with session(None) as out:
-        limit = "no threshold" if threshold is None else f"threshold {threshold:.4g}"
-        out.say(
-            f"{category}: generation {manifest.generation} ({manifest.action}, {manifest.created}), {limit}"
-        )
+        was = f"{_summary(before)} -> " if before else ""
+        out.say(f"{category}: {was}{_summary(manifest)}")
     write_document(
         json_file,
         {
             "schema_version": 1,
             "category": category,
+            "from": before.generation if before else None,
             "generation": manifest.generation,
-            "threshold": threshold,
+            "images_before": before.images if before else None,
+            "images": manifest.images,
+            "threshold_before": before.threshold.value if before and before.threshold else None,
+            "threshold": manifest.threshold.value if manifest.threshold else None,
         },
     )
+
+
+def _summary(manifest: Manifest) -> str:
+    limit = f"threshold {manifest.threshold.value:.4g}" if manifest.threshold else "no threshold"
+    index = manifest.index.describe() if manifest.index else "flat"
+    return f"generation {manifest.generation} ({manifest.action}, {manifest.images} images, {index}, {limit})"
 
 
 def _say(out: Session, report: LivingReport, what: str) -> None:
