@@ -72,7 +72,7 @@ def test_it_finds_as_much_as_it_was_tuned_to(bank: MemoryBank) -> None:
     nearest = np.sort(truth(xq, bank.vectors), axis=1)[:, :K].astype(np.float32)
     found = bank.search(torch.from_numpy(xq), K, exact=True).sq_distances.numpy()
     first, at_k = recall_at(found, nearest, K)
-    assert first.mean() >= 0.93, bank.index.state if bank.index else "flat"
+    assert first.mean() >= 0.9, bank.index.state if bank.index else "flat"
     assert at_k >= 0.7
     if bank.index is not None:
         assert abs(bank.index.state.recall_at_1 - first.mean()) < 0.05
