@@ -189,6 +189,17 @@ def test_what_is_interrupted_leaves_nothing_and_can_run_again(
     assert bank("add", place, new_folder(place)).code == 0
 
 
+def test_features_of_an_addition_that_are_gone_come_back_as_the_error_says(place: Workplace) -> None:
+    assert bank("add", place, new_folder(place)).code == 0
+    before = scores(place)
+    shutil.rmtree(next((place.features / "weave").glob("added-*")))
+    line = cfa("train", "-c", "weave", *place.stores, "--epochs", "1").error_line
+    assert "bank rollback to a generation before, then bank add again" in line
+    assert bank("rollback", place, stores=False).code == 0
+    assert bank("add", place, new_folder(place)).code == 0
+    np.testing.assert_array_equal(scores(place), before)
+
+
 def test_no_name_removes_nothing(place: Workplace) -> None:
     with pytest.raises(BankError, match="--image"):
         remove_images(place.models, "weave", [], features_dir=place.features)

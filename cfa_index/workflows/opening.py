@@ -40,14 +40,11 @@ def open_store(manifest: Manifest, features_dir: Path) -> JoinedStore:
     ]
     for addition in manifest.added:
         path = features_dir / manifest.category / f"{addition.store}.zarr"
-        parts.append(
-            _checked(
-                path,
-                addition.images_sha256,
-                "were added to the model",
-                "run bank rollback, then bank add again",
-            )
-        )
+        remedy = "run bank rollback to a generation before, then bank add again"
+        try:
+            parts.append(_checked(path, addition.images_sha256, "were added to the model", remedy))
+        except StoreError as error:  # the store itself advises a build, which would not bring it back
+            raise StoreError(expected=error.expected, got=error.got, remedy=remedy) from error
     return JoinedStore(parts, [manifest.removed, *(addition.removed for addition in manifest.added)])
 
 
