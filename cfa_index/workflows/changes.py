@@ -25,6 +25,7 @@ from cfa_index.bundle import (
     ModelBundle,
     exemplars_table,
     generation_folder,
+    index_contents,
     list_generations,
     sources_table,
     write_generation,
@@ -125,8 +126,7 @@ def write_change(
     contents |= {VECTORS_FILE: bank.vectors, SOURCES_FILE: sources_table(places)}
     if len(crops) == len(bank) <= MOST_EXEMPLARS:
         contents[EXEMPLARS_FILE] = exemplars_table(crops)
-    if bank.index is not None:
-        contents[INDEX_FILE] = bank.index.write
+    contents |= index_contents(bank.index)
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     path, manifest = write_generation(folder, manifest, contents)
