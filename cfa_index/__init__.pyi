@@ -20,6 +20,7 @@ from .bank import (
     Neighbors as Neighbors,
     PatchSources as PatchSources,
     SearchIndex as SearchIndex,
+    build_faiss as build_faiss,
     exact_sq_distances as exact_sq_distances,
     faiss_version as faiss_version,
     kmeans as kmeans,

@@ -173,6 +173,6 @@ def test_building_by_blocks_is_building_at_once() -> None:
 
     xb = clustered(500, 16)
     steps: list[int] = []
-    index = build_faiss(xb, "IVF8,SQ8", seed=0, advance=steps.append)
+    index = build_faiss(xb, "IVF8,SQ8", seed=0, advance=steps.append).index
     assert sum(steps) == 500
     assert index.ntotal == 500

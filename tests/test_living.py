@@ -71,7 +71,7 @@ def test_add_then_remove_brings_the_scores_back(
     assert after.files["sources.parquet"] == then.files["sources.parquet"]
 
 
-@pytest.mark.parametrize("index", ["pca-refine", "ivf-pq", "hnsw", "flat16"])
+@pytest.mark.parametrize("index", ["pca-refine", "ivf-pq", "ivf-sq8", "hnsw"])
 def test_so_it_does_under_an_index(places: dict[str, Workplace], tmp_path: Path, index: str) -> None:
     place = copied(places["full"], tmp_path)
     reindexed = bank("reindex", place, "--index", index, "--min-recall", "0.9")
@@ -246,7 +246,7 @@ def test_verify_looks_memories_up(place: Workplace) -> None:
     vectors = np.load(folder / "vectors.npy")
     import faiss
 
-    other = build_faiss(np.random.default_rng(0).permutation(-vectors), "IVF4,SQ8", seed=0)
+    other = build_faiss(np.random.default_rng(0).permutation(-vectors), "IVF4,SQ8", seed=0).index
     faiss.write_index(other, str(folder / "index.faiss"))
     document = json.loads((folder / "manifest.json").read_text())
     document.pop("sha256")

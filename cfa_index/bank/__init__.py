@@ -4,9 +4,10 @@
 # not its own. Two pools, each spinning while the other works, cost a small search three times its time.
 import torch  # noqa: F401, for the order alone
 
+from cfa_index.bank.builder import LISTS_BYTES, LISTS_FILE, BuiltIndex, build_faiss
 from cfa_index.bank.choice import IndexChoice, make_index
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.index import SearchIndex, build_faiss, changed_faiss, faiss_version, gpu_count, read_faiss
+from cfa_index.bank.index import SearchIndex, changed_faiss, faiss_version, gpu_count, read_faiss
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
@@ -16,6 +17,9 @@ from cfa_index.bank.threads import set_threads, shared_threads
 from cfa_index.bank.tuning import Truth, recall_at, tune
 
 __all__ = [
+    "LISTS_BYTES",
+    "LISTS_FILE",
+    "BuiltIndex",
     "IndexChoice",
     "IndexState",
     "IndexTrial",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank.index import SearchIndex, build_faiss
+from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
+from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
@@ -42,6 +46,8 @@ def make_index(
     k: int,
     patches_per_image: int,
     seed: int,
+    budget_bytes: int = LISTS_BYTES,
+    scratch_dir: Path | None = None,
     listener: Listener = ignore,
 ) -> IndexChoice:
     """Build the index that a spec asks for and tune it on held-out patches.
@@ -53,6 +59,7 @@ def make_index(
         k: neighbours that the model asks for.
         patches_per_image: queries of one image, whose latency is measured.
         seed: of sampling and of k-means.
+        budget_bytes, scratch_dir: inverted lists larger than this go to disk there, see `build_faiss`.
         listener: told of progress; and, in a notice, of a recall that was not reached.
 
     Raises:
@@ -61,10 +68,11 @@ def make_index(
     count, d = vectors.shape
     recipes = recipes_of(spec.factory, count, d)
     truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image)
+    build = partial(build_faiss, seed=seed, budget_bytes=budget_bytes, scratch_dir=scratch_dir)
     done: list[tuple[SearchIndex | None, IndexTrial]] = []
     for recipe in recipes:
         try:
-            index, state, reached = _made(recipe, truth, spec, seed, listener)
+            index, state, reached = _made(recipe, truth, spec, build, listener)
         except BankError as error:
             if len(recipes) == 1:
                 raise
@@ -89,7 +97,11 @@ def make_index(
 
 
 def _made(
-    recipe: Recipe, truth: Truth, spec: IndexSpec, seed: int, listener: Listener
+    recipe: Recipe,
+    truth: Truth,
+    spec: IndexSpec,
+    build: Callable[..., BuiltIndex],
+    listener: Listener,
 ) -> tuple[SearchIndex | None, IndexState, bool]:
     """The index of a recipe, tuned and measured, and whether it finds enough."""
     count = len(truth.vectors)
@@ -105,9 +117,7 @@ def _made(
     if state.is_flat:
         return None, replace(state, latency_ms=truth.latency_ms(truth.flat)), True
     with stage(listener, f"index {recipe.factory}", count, "memories") as advance:
-        index = SearchIndex(
-            build_faiss(truth.vectors, recipe.factory, seed=seed, advance=advance), state, torch.device("cpu")
-        )
+        index = SearchIndex(build(truth.vectors, recipe.factory, advance=advance), state, torch.device("cpu"))
     with stage(listener, "tuning", None, "searches"):
         reached = tune(index, truth, spec.min_recall)
         truth.measure(index)

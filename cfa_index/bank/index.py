@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfa_index.bank.builder import (
+    LISTS_FILE,
+    BuiltIndex,
+    build_faiss,
+    graph_of,
+    ivf_of,
+    last_line,
+    lists_on_disk,
+)
 from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.state import IndexState
 from cfa_index.bank.threads import shared_threads
@@ -21,11 +31,7 @@ from cfa_index.errors import BankError, DeviceError
 
 _GPU_TEMPORARY_BYTES = 256 << 20
 """FAISS would take up to 1.5 GiB a card for itself, in competition with torch's cache."""
-_TRAINING_ROWS = 65_536
-_ROWS_PER_CELL = 64
-"""More points for k-means move its centres little (FAISS's own most is 256)."""
 _ADD_ROWS = 65_536
-_EF_CONSTRUCTION = 80
 
 
 class SearchIndex:
@@ -39,12 +45,20 @@ class SearchIndex:
     """
 
     def __init__(
-        self, index: Any, state: IndexState, device: torch.device, host: SearchIndex | None = None
+        self,
+        built: BuiltIndex,
+        state: IndexState,
+        device: torch.device,
+        *,
+        file: Path | None = None,
+        host: SearchIndex | None = None,
     ) -> None:
         self.device = device
         self.state = state
-        self._index = index
+        self._built = built  # with the scratch folder that its lists may be in
+        self._index = built.index
         self._host = host or self
+        self._file = file
 
     @property
     def count(self) -> int:
@@ -96,9 +110,30 @@ class SearchIndex:
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(count))
         return total
 
+    @property
+    def lists(self) -> Path | None:
+        """The file of the inverted lists, where they have one; it belongs beside the index's own."""
+        host = self._host
+        beside = host._file.with_name(LISTS_FILE) if host._file else host._built.lists
+        return beside if beside is not None and beside.exists() else None
+
     def write(self, path: Path) -> None:
-        """Write FAISS's file. Of an index on a GPU it is the one that was moved there."""
-        faiss.write_index(self._host.faiss_index, str(path))
+        """Write FAISS's file, without `lists`. Of an index on a GPU it is the one that was moved there."""
+        host = self._host
+        if host._file is not None:  # its lists are mapped from there, and FAISS would write that path
+            shutil.copyfile(host._file, path)
+            return
+        index = host.faiss_index
+        on_disk = lists_on_disk(index)
+        if on_disk is None:
+            faiss.write_index(index, str(path))
+            return
+        mapped_from = on_disk.filename
+        on_disk.filename = LISTS_FILE  # a reader takes the file of this name beside the index, no other
+        try:
+            faiss.write_index(index, str(path))
+        finally:
+            on_disk.filename = mapped_from
 
     @property
     def faiss_index(self) -> Any:
@@ -113,58 +148,8 @@ class SearchIndex:
         """
         if device.type != "cuda":
             return self
-        return SearchIndex(move_to_gpu(self._index, device), self.state, device, host=self)
-
-
-@shared_threads()
-def build_faiss(
-    vectors: NDArray[np.float32],
-    factory: str,
-    *,
-    seed: int,
-    advance: Callable[[int], None] | None = None,
-) -> Any:
-    """Train an index on a sample of (M, d) float32 vectors and fill it, a block at a time.
-
-    `advance` is told of rows added. The vectors may be memory mapped: what is held is the index, a sample
-    and a block.
-
-    Raises:
-        BankError: FAISS does not know the factory string, or cannot make it of these vectors.
-    """
-    count, d = vectors.shape
-    try:
-        index = faiss.index_factory(d, factory, faiss.METRIC_L2)
-    except RuntimeError as error:
-        raise BankError(
-            expected="a FAISS factory string",
-            got=f"{factory!r} ({_last_line(error)})",
-            remedy="use a short name such as ivf-pq, or correct the string",
-        ) from error
-    parts = faiss.downcast_index(index)
-    inner = faiss.downcast_index(faiss.extract_index_ivf(index)) if _is_ivf(index) else None
-    if inner is not None:
-        inner.cp.seed = seed
-        inner.cp.min_points_per_centroid = 1  # a small bank has fewer than FAISS would like: no warning
-    graph = _graph_of(parts)
-    if graph is not None:
-        graph.hnsw.efConstruction = _EF_CONSTRUCTION
-    rows = max(_TRAINING_ROWS, _ROWS_PER_CELL * (inner.nlist if inner is not None else 0))
-    try:
-        if not index.is_trained:
-            index.train(_sample(vectors, rows, seed))
-        for start in range(0, count, _ADD_ROWS):
-            block = np.ascontiguousarray(vectors[start : start + _ADD_ROWS])
-            index.add(block)
-            if advance is not None:
-                advance(len(block))
-    except RuntimeError as error:
-        raise BankError(
-            expected=f"to make {factory!r} of {count} memories of {d} dimensions",
-            got=_last_line(error),
-            remedy="choose an index with fewer cells or codes, or a larger bank",
-        ) from error
-    return index
+        moved = BuiltIndex(move_to_gpu(self._index, device))
+        return SearchIndex(moved, self.state, device, host=self)
 
 
 def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchIndex:
@@ -173,14 +158,7 @@ def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchI
     Raises:
         BankError: it is no index, or one over vectors of another shape (M, d).
     """
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR)
-    except RuntimeError as error:
-        raise BankError(
-            expected=f"a FAISS index in {path}",
-            got=_last_line(error),
-            remedy="load the model with --rebuild-index",
-        ) from error
+    index = _read(path)
     if (index.ntotal, index.d) != shape:
         raise BankError(
             expected=f"an index over {shape[0]} x {shape[1]} vectors in {path}",
@@ -188,7 +166,7 @@ def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchI
             remedy="load the model with --rebuild-index",
         )
     set_parameters(index, state.parameters)
-    return SearchIndex(index, state, torch.device("cpu"))
+    return SearchIndex(BuiltIndex(index), state, torch.device("cpu"), file=path)
 
 
 def changed_faiss(
@@ -206,16 +184,47 @@ def changed_faiss(
     Raises:
         BankError: it is no index, or cannot take the vectors.
     """
-    index = faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR)
-    ivf = faiss.extract_index_ivf(index) if _is_ivf(index) else None
-    if ivf is not None and isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists):
-        index, kept = build_faiss(vectors, state.factory, seed=seed), len(vectors)
-    if not kept:
-        index.reset()
-    for start in range(kept, len(vectors), _ADD_ROWS):
-        index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS]))
-    set_parameters(index, state.parameters)
-    return SearchIndex(index, state, torch.device("cpu"))
+    lists = lists_on_disk(_read(path))
+    if lists is not None and lists.filename != str(path):
+        built = build_faiss(vectors, state.factory, seed=seed)
+    else:
+        index = faiss.read_index(str(path))  # in memory, to be changed
+        if not kept:
+            index.reset()
+        for start in range(kept, len(vectors), _ADD_ROWS):
+            index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS]))
+        built = BuiltIndex(index)
+    set_parameters(built.index, state.parameters)
+    return SearchIndex(built, state, torch.device("cpu"))
+
+
+def _read(path: Path) -> Any:
+    """FAISS's object from its file, its inverted lists mapped: from the file, or from `LISTS_FILE` beside it.
+
+    FAISS leaves lists that have a file of their own alone when it maps, so that a path stored inside is never
+    followed; here they are opened where they have to be.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    except RuntimeError as error:
+        raise BankError(
+            expected=f"a FAISS index in {path}",
+            got=last_line(error),
+            remedy="load the model with --rebuild-index",
+        ) from error
+    on_disk = lists_on_disk(index)
+    if on_disk is None or on_disk.filename == str(path):
+        return index
+    beside = path.with_name(LISTS_FILE)
+    if on_disk.filename != LISTS_FILE or not beside.exists() or beside.stat().st_size != on_disk.totsize:
+        raise BankError(
+            expected=f"an index whose lists are in {LISTS_FILE} beside {path}, whole",
+            got=f"one that names {on_disk.filename!r} of {on_disk.totsize} bytes",
+            remedy="load the model with --rebuild-index",
+        )
+    on_disk.filename, on_disk.read_only = str(beside), True
+    on_disk.do_mmap()
+    return index
 
 
 def set_parameters(index: Any, parameters: Mapping[str, int]) -> None:
@@ -231,16 +240,16 @@ def set_parameters(index: Any, parameters: Mapping[str, int]) -> None:
         except RuntimeError as error:
             raise BankError(
                 expected=f"an index with the parameter {name}",
-                got=_last_line(error),
+                got=last_line(error),
                 remedy="load the model with --rebuild-index",
             ) from error
 
 
 def tunable(index: Any) -> dict[str, int]:
     """What can be tuned in an index, and the most that makes sense: `nprobe`, `efSearch`, or nothing."""
-    if _is_ivf(index):
-        return {"nprobe": int(faiss.extract_index_ivf(index).nlist)}
-    if _graph_of(faiss.downcast_index(index)) is not None:
+    if ivf_of(index) is not None:
+        return {"nprobe": int(ivf_of(index).nlist)}
+    if graph_of(index) is not None:
         return {"efSearch": 1024}
     return {}
 
@@ -270,7 +279,7 @@ def move_to_gpu(index: Any, device: torch.device) -> Any:
     except RuntimeError as error:
         raise DeviceError(
             expected="an index that FAISS has on a GPU",
-            got=_last_line(error),
+            got=last_line(error),
             remedy="use --index flat or ivf, or --device cpu",
         ) from error
 
@@ -292,27 +301,3 @@ def gpu_count() -> int:
 def faiss_version() -> str:
     """Version of the installed FAISS."""
     return str(faiss.__version__)
-
-
-def _is_ivf(index: Any) -> bool:
-    return faiss.try_extract_index_ivf(index) is not None
-
-
-def _graph_of(index: Any) -> Any:
-    """The HNSW index inside, or None."""
-    if isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
-    return index if isinstance(index, faiss.IndexHNSW) else None
-
-
-def _sample(vectors: NDArray[np.float32], rows: int, seed: int) -> NDArray[np.float32]:
-    """At most `rows` of the vectors, drawn evenly; read in order, so that a mapped file is read forwards."""
-    if len(vectors) <= rows:
-        return np.ascontiguousarray(vectors)
-    drawn = np.random.default_rng(seed).choice(len(vectors), size=rows, replace=False)
-    return np.ascontiguousarray(vectors[np.sort(drawn)])
-
-
-def _last_line(error: Exception) -> str:
-    """What FAISS says, without its place in C++."""
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__

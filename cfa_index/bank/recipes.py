@@ -9,6 +9,8 @@ from cfa_index.specs import INDEX_NAMES
 
 _LEAST_POINTS_PER_CELL = 39
 """FAISS warns below this: centres of k-means would be poor."""
+_MOST_CELLS = 8192
+"""More take minutes to find for ten million vectors, and gain little."""
 _PREFIXES = (16, 32, 64, 128, 256)
 _WIDEST_CODE = 256
 """Directions that product quantisers see; beyond, patches differ little and each costs a quarter byte. Fewer
@@ -48,7 +50,7 @@ def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
 def cell_count(count: int) -> int:
     """Cells of a partition: the power of two near 4 sqrt(M), with enough points to each."""
     most = max(1, count // _LEAST_POINTS_PER_CELL)
-    return min(1 << round(math.log2(4 * math.sqrt(count))), 1 << int(math.log2(most)))
+    return min(_MOST_CELLS, 1 << round(math.log2(4 * math.sqrt(count))), 1 << int(math.log2(most)))
 
 
 def _product_quantiser(cells: str, d: int) -> str:

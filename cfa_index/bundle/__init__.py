@@ -1,5 +1,6 @@
 """The model directory: generations, their manifests, and the loaded model."""
 
+from cfa_index.bank import LISTS_FILE
 from cfa_index.bundle.generations import (
     Content,
     category_lock,
@@ -22,6 +23,7 @@ from cfa_index.bundle.model import (
     ModelBundle,
     descriptor_tensors,
     epoch_descriptors,
+    index_contents,
     load_array,
     load_descriptor,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "EPOCHS_FILE",
     "EXEMPLARS_FILE",
     "INDEX_FILE",
+    "LISTS_FILE",
     "SELECTION_FILE",
     "SOURCES_FILE",
     "TRAIN_LOG_FILE",
@@ -63,6 +66,7 @@ __all__ = [
     "exemplars_table",
     "generation_folder",
     "generation_names",
+    "index_contents",
     "list_models",
     "load_array",
     "load_descriptor",

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
-from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
-from cfa_index.bundle.generations import current_generation
+from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
+from cfa_index.bundle.generations import Content, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
 from cfa_index.descriptor import PatchDescriptor
@@ -136,7 +136,7 @@ class ModelBundle:
         if not (folder / "manifest.json").exists():
             folder = current_generation(folder)
         manifest = read_manifest(folder)
-        cls.check_files(folder, manifest, leave_out=(INDEX_FILE,) if rebuild_index else ())
+        cls.check_files(folder, manifest, leave_out=(INDEX_FILE, LISTS_FILE) if rebuild_index else ())
         features = manifest.spec.features
         embedded = BACKBONE_FILE in manifest.files
         if embedded and weights is None:
@@ -286,6 +286,16 @@ def descriptor_tensors(descriptor: PatchDescriptor, prefix: str) -> dict[str, Te
     """A descriptor's tensors under a prefix, for safetensors."""
     state = descriptor.state_dict()
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def index_contents(index: SearchIndex | None) -> dict[str, Content]:
+    """The files of an index; none of Flat's."""
+    if index is None:
+        return {}
+    contents: dict[str, Content] = {INDEX_FILE: index.write}
+    if index.lists is not None:
+        contents[LISTS_FILE] = index.lists
+    return contents
 
 
 def load_array(path: Path) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from cfa_index.bundle import (
     DESCRIPTOR_FILE,
     EXEMPLARS_FILE,
     INDEX_FILE,
+    LISTS_FILE,
     SOURCES_FILE,
     TRAIN_LOG_FILE,
     VECTORS_FILE,
@@ -25,6 +26,7 @@ from cfa_index.bundle import (
     ModelBundle,
     exemplars_table,
     generation_names,
+    index_contents,
     read_manifest,
     sources_table,
     write_generation,
@@ -79,7 +81,6 @@ def write_change(
     images: tuple[str, ...] = (),
     rejected: int = 0,
     measured: bool = False,
-    index_file: Path | None = None,
     trials: tuple[IndexTrial, ...] = (),
     listener: Listener = ignore,
 ) -> LivingReport:
@@ -94,7 +95,6 @@ def write_change(
         places, crops: source and picture of each memory; no crops for a large bank.
         images, rejected, trials: for the report.
         measured: the index's state is that of this bank and phi already.
-        index_file: to copy, in place of writing the index again.
         listener: told of progress.
     """
     fit_rows, held_rows = fit_and_held(store, manifest.spec)
@@ -125,8 +125,7 @@ def write_change(
     contents |= {VECTORS_FILE: bank.vectors, SOURCES_FILE: sources_table(places)}
     if len(crops) == len(bank) <= MOST_EXEMPLARS:
         contents[EXEMPLARS_FILE] = exemplars_table(crops)
-    if bank.index is not None:
-        contents[INDEX_FILE] = index_file or bank.index.write
+    contents |= index_contents(bank.index)
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
     path, manifest = write_generation(folder, manifest, contents)
@@ -209,16 +208,16 @@ def grown_index(bundle: ModelBundle, vectors: NDArray[np.float32]) -> SearchInde
 
 def shrunk_index(
     folder: Path, bundle: ModelBundle, vectors: NDArray[np.float32]
-) -> tuple[SearchIndex | None, Path | None]:
-    """The model's index over fewer vectors, and where it was found; None for both under Flat.
+) -> tuple[SearchIndex | None, bool]:
+    """The model's index over fewer vectors, and whether its state is right for them; None under Flat.
 
     Where an earlier generation had these very vectors under this very phi and these settings of the index, its
     index and state are right as they are, so that its scores come back whatever the kind of index. Else the
-    model's own index is filled again, and found nowhere.
+    model's own index is filled again, to be measured.
     """
     manifest = bundle.manifest
     if manifest.index is None:
-        return None, None
+        return None, True
     checksum = sha256_of_npy(vectors)
     for name in generation_names(folder):
         path = folder / "generations" / name
@@ -226,10 +225,17 @@ def shrunk_index(
             earlier = read_manifest(path)
         except BundleError:  # a damaged one lends nothing
             continue
-        file = path / INDEX_FILE
         same = earlier.files.get(VECTORS_FILE) == checksum and earlier.spec.index == manifest.spec.index
         same = same and earlier.files[DESCRIPTOR_FILE] == manifest.files[DESCRIPTOR_FILE]
-        if same and earlier.index and file.exists() and sha256_of_file(file) == earlier.files.get(INDEX_FILE):
-            return read_faiss(file, earlier.index, vectors.shape), file
+        if same and earlier.index and _are_whole(path, earlier):
+            return read_faiss(path / INDEX_FILE, earlier.index, vectors.shape), True
     index = changed_faiss(bundle.path / INDEX_FILE, manifest.index, vectors, kept=0, seed=manifest.spec.seed)
-    return index, None
+    return index, False
+
+
+def _are_whole(path: Path, manifest: Manifest) -> bool:
+    """Whether a generation's index is there, as it was written."""
+    names = [name for name in (INDEX_FILE, LISTS_FILE) if name in manifest.files]
+    return INDEX_FILE in names and all(
+        (path / name).exists() and sha256_of_file(path / name) == manifest.files[name] for name in names
+    )

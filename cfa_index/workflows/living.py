@@ -182,7 +182,7 @@ def remove_images(
                 remedy="remove fewer images, or build with a larger bank",
             )
         vectors = np.ascontiguousarray(bundle.bank.vectors[stay])
-        index, index_file = shrunk_index(models_dir / category, bundle, vectors)
+        index, measured = shrunk_index(models_dir / category, bundle, vectors)
         return write_change(
             models_dir / category,
             bundle,
@@ -192,8 +192,7 @@ def remove_images(
             places=list(itertools.compress(bundle.sources, stay)),
             crops=list(itertools.compress(bundle.exemplars, stay)),
             images=uris,
-            measured=index_file is not None,
-            index_file=index_file,
+            measured=measured,
             listener=listener,
         )
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from cfa_index.bank import MemoryBank, PatchSources
 from cfa_index.bundle import (
     EXEMPLARS_FILE,
-    INDEX_FILE,
     SOURCES_FILE,
     VECTORS_FILE,
     Content,
     MemorySource,
     ModelBundle,
     exemplars_table,
+    index_contents,
     sources_table,
 )
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
@@ -111,8 +111,7 @@ def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) 
         VECTORS_FILE: start.bank.vectors,
         SOURCES_FILE: sources_table(places),
     }
-    if start.bank.index is not None:
-        contents[INDEX_FILE] = start.bank.index.write
+    contents |= index_contents(start.bank.index)
     if len(start.bank) <= MOST_EXEMPLARS:
         crops = exemplar_crops(store, start.sources, places, listener)
         contents[EXEMPLARS_FILE] = exemplars_table(crops)

@@ -29,6 +29,7 @@ from cfa_index.bundle import (
     EPOCHS_FILE,
     EXEMPLARS_FILE,
     INDEX_FILE,
+    LISTS_FILE,
     SELECTION_FILE,
     SOURCES_FILE,
     TRAIN_LOG_FILE,
@@ -300,7 +301,9 @@ def _contents(
     }
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
-    banks = (VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE, INDEX_FILE) if start.sources is None else ()
+    banks = (
+        (VECTORS_FILE, SOURCES_FILE, EXEMPLARS_FILE, INDEX_FILE, LISTS_FILE) if start.sources is None else ()
+    )
     for name in (BACKBONE_FILE, *banks):
         if name in bundle.manifest.files:
             contents[name] = bundle.path / name
