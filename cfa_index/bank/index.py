@@ -184,8 +184,9 @@ def changed_faiss(
     Raises:
         BankError: it is no index, or cannot take the vectors.
     """
-    lists = lists_on_disk(_read(path))
-    if lists is not None and lists.filename != str(path):
+    mapped = _read(path)  # kept: its lists are its own
+    lists = lists_on_disk(mapped)
+    if lists is not None and lists.filename == str(path.with_name(LISTS_FILE)):
         built = build_faiss(vectors, state.factory, seed=seed)
     else:
         index = faiss.read_index(str(path))  # in memory, to be changed
@@ -213,7 +214,7 @@ def _read(path: Path) -> Any:
             remedy="load the model with --rebuild-index",
         ) from error
     on_disk = lists_on_disk(index)
-    if on_disk is None or on_disk.filename == str(path):
+    if on_disk is None or on_disk.ptr is not None:  # in memory, or mapped from the index's own file
         return index
     beside = path.with_name(LISTS_FILE)
     if on_disk.filename != LISTS_FILE or not beside.exists() or beside.stat().st_size != on_disk.totsize:

@@ -102,7 +102,7 @@ def test_the_folder_where_it_was_built_is_not_in_its_file(written: tuple[Path, S
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/hostname", "other.ivfdata", "../index.ivfdata/../secret", "vectors.npy"]
+    "name", ["", "/etc/hostname", "other.ivfdata", "../index.ivfdata/../secret", "vectors.npy"]
 )
 def test_a_path_inside_an_index_is_never_followed(written: tuple[Path, SearchIndex], name: str) -> None:
     folder, index = written
