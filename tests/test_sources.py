@@ -16,12 +16,9 @@ PLACES = [
     MemorySource(uri=f"good/{number % 3}é.png", row=number, column=2 * number, box=(number, 1, number + 8, 9))
     for number in range(10)
 ]
-SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        *((name, pa.int64()) for name in ("row", "column", "left", "top", "right", "bottom")),
-    ]
-)
+NUMBERS = ("row", "column", "left", "top", "right", "bottom")
+COLUMNS: list[tuple[str, pa.DataType]] = [("uri", pa.string()), *((name, pa.int64()) for name in NUMBERS)]
+SCHEMA = pa.schema(COLUMNS)
 
 
 def test_they_are_a_sequence() -> None:

@@ -18,10 +18,14 @@ from cfa_index.bundle.manifest import damaged
 SOURCES_FILE = "sources.parquet"
 EXEMPLARS_FILE = "exemplars.parquet"
 _NUMBERS = ("row", "column", "left", "top", "right", "bottom")
-_WRITTEN = pa.schema([("uri", pa.string()), *((name, pa.int64()) for name in _NUMBERS)])
-_HELD = pa.schema(
-    [("uri", pa.dictionary(pa.int32(), pa.string())), *((name, pa.int32()) for name in _NUMBERS)]
-)
+
+
+def _schema(uri: pa.DataType, number: pa.DataType) -> pa.Schema:
+    return pa.schema([("uri", uri), *((name, number) for name in _NUMBERS)])
+
+
+_WRITTEN = _schema(pa.string(), pa.int64())
+_HELD = _schema(pa.dictionary(pa.int32(), pa.string()), pa.int32())
 """In memory an image's uri is there once, and a memory takes 28 bytes."""
 _CHUNK_ROWS = 65_536
 _GROUP_ROWS = 1 << 20
@@ -61,7 +65,7 @@ class Sources(Sequence[MemorySource]):
             images: (M,) int64, which of them.
             numbers: (M,) int64 each: row and column of the grid; left, top, right, bottom in source pixels.
         """
-        names = pa.DictionaryArray.from_arrays(pa.array(images.astype(np.int32)), pa.array(uris, pa.string()))
+        names = pa.DictionaryArray.from_arrays(images.astype(np.int32), pa.array(uris, pa.string()))
         columns = [names, *(pa.array(numbers[name].astype(np.int32)) for name in _NUMBERS)]
         return cls(pa.Table.from_arrays(columns, schema=_HELD))
 
@@ -88,7 +92,8 @@ class Sources(Sequence[MemorySource]):
         """(M,) int64: the number that each memory's uri has in a table. Raises KeyError for one it lacks."""
         if not len(self):
             return np.empty(0, dtype=np.int64)
-        names = self._table.column("uri").chunk(0)
+        names = self._table.to_batches()[0].column(0)
+        assert isinstance(names, pa.DictionaryArray), "the held schema's type"
         indices = names.indices.to_numpy()
         used, inverse = np.unique(indices, return_inverse=True)
         numbers = [number_of[names.dictionary[index].as_py()] for index in used.tolist()]
@@ -145,7 +150,7 @@ def read_sources(path: Path) -> Sources:
 def read_exemplars(path: Path) -> list[bytes]:
     """Read `exemplars.parquet`: a JPEG a memory. Raises BundleError when it is no such table."""
     try:
-        crops: list[bytes] = pq.read_table(path).column("jpeg").to_pylist()
+        crops = pq.read_table(path).column("jpeg").to_pylist()
     except (pa.ArrowInvalid, KeyError) as error:
         raise damaged(path, "a file that is no Parquet table") from error
-    return crops
+    return [crop or b"" for crop in crops]
