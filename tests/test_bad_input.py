@@ -16,8 +16,9 @@ import made_up
 import pytest
 import torch
 from made_up import QUICK, Workplace, cfa
+from vectors import clustered
 
-from cfa_index import ModelBundle, OutputError, Scorer, load_backbone
+from cfa_index import IndexState, ModelBundle, OutputError, Scorer, SearchIndex, build_faiss, load_backbone
 
 OPTIONS = ("--backbone", "resnet18", "--strides", "4,8", "--size", "64", "--bank-size", "32")
 """`QUICK` without its weights."""
@@ -454,6 +455,29 @@ def make_read_only(disk: Path) -> None:
 
 def says_where(line: str, disk: Path, why: str) -> bool:
     return f"expected to write {disk}" in line and why in line and "free some space" in line
+
+
+@pytest.mark.parametrize("leave", [0, 8_192, 300_000, 1_500_000])
+def test_inverted_lists_on_a_full_disk(disk: Path, leave: int) -> None:
+    """In the first shard, in a later one, in the merged file: nothing of any stays."""
+    fill(disk, leave=leave)
+    with pytest.raises(OutputError) as caught:
+        build_faiss(clustered(10_000, 24), "IVF16,Flat", seed=0, budget_bytes=200_000, scratch_dir=disk)
+    assert says_where(str(caught.value), disk, "No space left on device"), caught.value
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16,Flat"])
+def test_an_index_that_does_not_fit_its_disk(disk: Path, factory: str) -> None:
+    built = build_faiss(clustered(10_000, 24), factory, seed=0)
+    index = SearchIndex(
+        built,
+        IndexState(parameters={}, k=1, queries=0, resident_bytes=0, latency_ms=0.0),
+        torch.device("cpu"),
+    )
+    fill(disk, leave=300_000)
+    with pytest.raises(OSError, match="No space left on device"):
+        index.write(disk / "index.faiss")
 
 
 @pytest.mark.parametrize("leave", [0, 8_192, 40_000, 300_000])

@@ -133,7 +133,7 @@ def _on_disk(
                 if advance is not None:
                     advance(len(block))
             part = folder / f"{len(parts)}.faiss"
-            faiss.write_index(shard, str(part))
+            write_faiss(shard, part)
             del shard
             parts.append(part)
         # Mapped: the lists of all shards are read while the merged file is written, none is held.
@@ -174,6 +174,15 @@ def _merged(shards: Sequence[Any], path: Path) -> Any:
     merged.do_mmap()
     merged.this.disown()
     return merged
+
+
+def write_faiss(index: Any, path: Path) -> None:
+    """FAISS's file. It says of a disk that is full what it says of a bad index: here that is an OSError."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition(f"{path}: ")[2]
+        raise OSError(None, reason or last_line(error)) from error
 
 
 def lists_on_disk(index: Any) -> Any:

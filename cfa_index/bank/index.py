@@ -23,6 +23,7 @@ from cfa_index.bank.builder import (
     ivf_of,
     last_line,
     lists_on_disk,
+    write_faiss,
 )
 from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.state import IndexState
@@ -118,7 +119,11 @@ class SearchIndex:
         return beside if beside is not None and beside.exists() else None
 
     def write(self, path: Path) -> None:
-        """Write FAISS's file, without `lists`. Of an index on a GPU it is the one that was moved there."""
+        """Write FAISS's file, without `lists`. Of an index on a GPU it is the one that was moved there.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
         host = self._host
         if host._file is not None:  # its lists are mapped from there, and FAISS would write that path
             shutil.copyfile(host._file, path)
@@ -126,12 +131,12 @@ class SearchIndex:
         index = host.faiss_index
         on_disk = lists_on_disk(index)
         if on_disk is None:
-            faiss.write_index(index, str(path))
+            write_faiss(index, path)
             return
         mapped_from = on_disk.filename
         on_disk.filename = LISTS_FILE  # a reader takes the file of this name beside the index, no other
         try:
-            faiss.write_index(index, str(path))
+            write_faiss(index, path)
         finally:
             on_disk.filename = mapped_from
 

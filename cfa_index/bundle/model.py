@@ -24,7 +24,7 @@ from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
 from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
 from cfa_index.bundle.generations import Content, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
-from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, MemorySource, read_exemplars, read_sources
+from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import resolve_device
 from cfa_index.errors import BundleError, SpecError
@@ -258,7 +258,7 @@ class ModelBundle:
         return epoch_descriptors(tensors, self.initial_descriptor)
 
     @cached_property
-    def sources(self) -> list[MemorySource]:
+    def sources(self) -> Sources:
         """The source of each memory, M of them."""
         return read_sources(self.path / SOURCES_FILE)
 

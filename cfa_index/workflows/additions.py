@@ -43,7 +43,7 @@ class NewMemories:
     """Patches that become memories: vectors (m, D') float32, the place of each, and a small picture of each."""
 
     vectors: NDArray[np.float32]
-    places: list[MemorySource]
+    places: Sequence[MemorySource]
     crops: list[bytes]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cfa_index.bank import PatchSources
-from cfa_index.bundle import MemorySource
+from cfa_index.bundle import MemorySource, Sources
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.images import decode, frame_of
@@ -21,16 +21,28 @@ MOST_EXEMPLARS = 20_000
 _EXEMPLAR_PX = 64
 
 
-def memory_sources(store: PatchStore, sources: PatchSources) -> list[MemorySource]:
+def memory_sources(store: PatchStore, sources: PatchSources) -> Sources:
     """The image, cell and box in source pixels of each memory's nearest real patch."""
-    found = []
-    grid = store.header.features.grid
-    for row, cell in zip(sources.rows.tolist(), sources.cells.tolist(), strict=True):
-        y, x = divmod(cell, grid[1])
-        image = store.images[row]
-        box = frame_of(image.width, image.height, store.header.features).patch_box(y, x, grid)
-        found.append(MemorySource(uri=image.uri, row=y, column=x, box=box))
-    return found
+    features = store.header.features
+    height, width = grid = features.grid
+    rows, columns = np.divmod(sources.cells, width)
+    # A patch's left and right depend on its column and the image's size alone, top and bottom on its row.
+    used, image_of = np.unique(sources.rows, return_inverse=True)
+    sizes = [(store.images[row].width, store.images[row].height) for row in used.tolist()]
+    numbers = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+    boxes = np.zeros((len(numbers), max(grid), 4), dtype=np.int64)
+    for size, number in numbers.items():
+        frame = frame_of(*size, features)
+        diagonal = [(min(i, height - 1), min(i, width - 1)) for i in range(max(grid))]
+        boxes[number] = [frame.patch_box(row, column, grid) for row, column in diagonal]
+    size_of = np.array([numbers[size] for size in sizes], dtype=np.int64)[image_of]
+    left, right = boxes[size_of, columns, 0], boxes[size_of, columns, 2]
+    top, bottom = boxes[size_of, rows, 1], boxes[size_of, rows, 3]
+    return Sources.of_columns(
+        [image.uri for image in store.images],
+        sources.rows,
+        {"row": rows, "column": columns, "left": left, "top": top, "right": right, "bottom": bottom},
+    )
 
 
 def exemplar_crops(

@@ -63,6 +63,7 @@ def index_bank(
         k=spec.score.neighbors,
         patches_per_image=spec.features.patches_per_image,
         seed=spec.seed,
+        scratch_dir=store.path.parent,
         listener=listener,
     )
     bank = start.bank if choice.index is None else start.bank.with_index(choice.index)

@@ -17,6 +17,7 @@ from cfa_index.bundle import (
     Content,
     MemorySource,
     ModelBundle,
+    Sources,
     exemplars_table,
     index_contents,
     sources_table,
@@ -100,7 +101,7 @@ def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
 def owners_of(places: Sequence[MemorySource], store: PatchStore) -> NDArray[np.int64]:
     """(M,) row in the store of the image that each memory came from."""
     row_of = {store.images[row].uri: row for row in store.good_rows}
-    return np.array([row_of[place.uri] for place in places], dtype=np.int64)
+    return Sources.of(places).looked_up(row_of)
 
 
 def bank_contents(store: PatchStore, start: Start, listener: Listener = ignore) -> dict[str, Content]:

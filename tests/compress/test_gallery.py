@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 from streams import random_images, stream_of
 
+from cfa_index.bank import MemoryBank
 from cfa_index.compress import full_bank, gather_patches, random_bank
-from cfa_index.errors import BankError
+from cfa_index.errors import BankError, OutputError
 
 
 @given(st.permutations(range(27)), st.integers(0, 27))
@@ -57,3 +64,29 @@ def test_what_cannot_be_gathered_is_refused() -> None:
         full_bank(stream, total=19)
     with pytest.raises(BankError, match="at least one image"):
         full_bank(stream_of([]), total=0)
+
+
+def test_a_bank_larger_than_its_budget_is_in_a_file_that_nobody_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    data = random_images(6)
+    numbers = np.random.default_rng(0).permutation(54)
+    bank = gather_patches(stream_of(data), numbers, held_bytes=100)
+    assert isinstance(bank.features, np.memmap)
+    np.testing.assert_array_equal(bank.features, np.concatenate(data)[numbers])
+    assert list(tmp_path.iterdir()) == []
+    assert not isinstance(gather_patches(stream_of(data), numbers, held_bytes=54 * 16).features, np.memmap)
+    memory = MemoryBank(bank.features, torch.device("cpu"))
+    assert np.shares_memory(memory.tensor.numpy(), bank.features)
+    np.save(tmp_path / "vectors.npy", memory.vectors)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), bank.features)
+
+
+def test_no_room_for_the_file_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left"):
+        gather_patches(stream_of(random_images(2)), np.arange(18), held_bytes=0)
