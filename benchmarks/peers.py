@@ -82,7 +82,7 @@ def ours(case: SearchCase, name: str, seed: int) -> Contender:
     )
     bank = MemoryBank(case.vectors, torch.device("cpu"), choice.index)
     return Contender(
-        name=f"cfa-index {name}" + (f" ({choice.state.describe()})" if name != "flat" else ""),
+        name=f"cfa-index {'auto: ' if name == 'auto' else ''}{choice.state.describe()}",
         search=lambda xq: bank.search(torch.from_numpy(xq), K, exact=True).ids.numpy(),
         build_s=time.perf_counter() - started,
         bytes=choice.state.resident_bytes,

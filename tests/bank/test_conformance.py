@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from vectors import clustered
 
-from cfa_index.bank import IndexChoice, MemoryBank, make_index, read_faiss, recall_at
+from cfa_index.bank import IndexChoice, MemoryBank, changed_faiss, make_index, read_faiss, recall_at
 from cfa_index.errors import BankError
 from cfa_index.specs import INDEX_NAMES, IndexSpec
 
@@ -141,6 +141,26 @@ def test_it_is_the_same_after_writing_and_reading(bank: MemoryBank, tmp_path: Pa
     assert torch.equal(before.ids, after.ids)
     assert torch.equal(before.sq_distances, after.sq_distances)
     assert bank.index.resident_bytes() == (tmp_path / "index.faiss").stat().st_size
+
+
+def test_memories_come_and_go(bank: MemoryBank, tmp_path: Path) -> None:
+    if bank.index is None:
+        pytest.skip("Flat has no index to keep up")
+    file = tmp_path / "index.faiss"
+    bank.index.write(file)
+    new = clustered(40, D, seed=12) + 20
+    grown = np.concatenate([bank.vectors, new])
+    added = changed_faiss(file, bank.index.state, grown, kept=COUNT, seed=0)
+    assert added.count == COUNT + 40
+    found = MemoryBank(grown, CPU, added).search(torch.from_numpy(new), 1)
+    assert (found.ids[:, 0] >= COUNT).all()
+    added.write(file)
+    removed = changed_faiss(file, bank.index.state, bank.vectors, kept=0, seed=0)
+    assert removed.count == COUNT
+    xq = torch.from_numpy(clustered(200, D, seed=13))
+    before, after = bank.search(xq, 1), bank.with_index(removed).search(xq, 1)
+    assert int(after.ids.max()) < COUNT
+    assert (before.ids == after.ids).float().mean() > 0.95  # a graph is walked, and grown, anew
 
 
 def test_two_threads_get_the_same_answers(bank: MemoryBank) -> None:
