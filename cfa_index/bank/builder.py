@@ -8,6 +8,7 @@ merged there into one file, which is mapped afterwards.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -34,6 +35,8 @@ _ROWS_PER_CELL = 64
 _ADD_ROWS = 65_536
 _EF_CONSTRUCTION = 80
 _ID_BYTES = 8
+_PLACE = re.compile(r"^Error in .*? at \S+:\d+: (?:Error: )?")
+"""In front of what FAISS says: a signature and a line of C++, which may take all of a short message."""
 
 
 class BuiltIndex:
@@ -133,7 +136,7 @@ def _on_disk(
                 if advance is not None:
                     advance(len(block))
             part = folder / f"{len(parts)}.faiss"
-            faiss.write_index(shard, str(part))
+            _write(shard, part)
             del shard
             parts.append(part)
         # Mapped: the lists of all shards are read while the merged file is written, none is held.
@@ -145,6 +148,14 @@ def _on_disk(
             part.unlink()
         undo.pop_all()
     return BuiltIndex(index, folder)
+
+
+def _write(index: Any, path: Path) -> None:
+    """FAISS's own error of a disk that is full would read as one of the index. Raises OSError."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(None, last_line(error)) from error
 
 
 def _merged(shards: Sequence[Any], path: Path) -> Any:
@@ -201,7 +212,10 @@ def graph_of(index: Any) -> Any:
 
 def last_line(error: Exception) -> str:
     """What FAISS says, without its place in C++."""
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    if not text:
+        return type(error).__name__
+    return _PLACE.sub("", text.splitlines()[-1])[:200]
 
 
 def _lists_bytes(ivf: Any, count: int) -> int:
