@@ -331,3 +331,11 @@ def test_no_model_is_a_line(tmp_path: Path) -> None:
     for command in ("info", "verify", "rollback"):
         line = cfa("bank", command, "-c", "weave", "--models-dir", tmp_path).error_line
         assert "run cfa-index build first" in line
+
+
+@pytest.mark.parametrize("command", [("add", "x.png"), ("remove", "--image", "x.png"), ("rollback",)])
+def test_a_typo_leaves_no_folder(tmp_path: Path, command: tuple[str, ...]) -> None:
+    folders = () if command[0] == "rollback" else ("--features-dir", tmp_path / "features")
+    line = cfa("bank", *command, "-c", "typo", "--models-dir", tmp_path / "models", *folders).error_line
+    assert "run cfa-index build first" in line
+    assert not (tmp_path / "models").exists()

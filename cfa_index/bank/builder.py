@@ -8,6 +8,7 @@ merged there into one file, which is mapped afterwards.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -34,6 +35,10 @@ _ROWS_PER_CELL = 64
 _ADD_ROWS = 65_536
 _EF_CONSTRUCTION = 80
 _ID_BYTES = 8
+_NO_GRAPH = re.compile(r"(HNSW|NSG|NNDescent)(-|[01](?!\d))")
+"""FAISS ends the process on these."""
+_PLACE = re.compile(r"^Error in .*? at \S+:\d+: (?:Error: )?")
+"""In front of what FAISS says: a signature and a line of C++, which may take all of a short message."""
 
 
 class BuiltIndex:
@@ -77,6 +82,12 @@ def build_faiss(
         OutputError: there is no room for the lists.
     """
     count, d = vectors.shape
+    if _NO_GRAPH.search(factory):
+        raise BankError(
+            expected="a graph of at least 2 neighbours",
+            got=repr(factory),
+            remedy="use hnsw, or HNSW32,Flat",
+        )
     try:
         index = faiss.index_factory(d, factory, faiss.METRIC_L2)
     except RuntimeError as error:
@@ -89,6 +100,8 @@ def build_faiss(
     if ivf is not None:
         ivf.cp.seed = seed
         ivf.cp.min_points_per_centroid = 1  # a small bank has fewer than FAISS would like: no warning
+        if hasattr(ivf, "pq"):
+            ivf.pq.cp.min_points_per_centroid = 1
     graph = graph_of(index)
     if graph is not None:
         graph.hnsw.efConstruction = _EF_CONSTRUCTION
@@ -181,8 +194,8 @@ def write_faiss(index: Any, path: Path) -> None:
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
-        reason = str(error).strip().rpartition(f"{path}: ")[2]
-        raise OSError(None, reason or last_line(error)) from error
+        reason = _PLACE.sub("", str(error).strip()).rpartition(f"{path}: ")[2]
+        raise OSError(None, reason) from error
 
 
 def lists_on_disk(index: Any) -> Any:
@@ -210,7 +223,10 @@ def graph_of(index: Any) -> Any:
 
 def last_line(error: Exception) -> str:
     """What FAISS says, without its place in C++."""
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    if not text:
+        return type(error).__name__
+    return _PLACE.sub("", text.splitlines()[-1])[:200]
 
 
 def _lists_bytes(ivf: Any, count: int) -> int:

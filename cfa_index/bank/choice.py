@@ -69,31 +69,44 @@ def make_index(
     recipes = recipes_of(spec.factory, count, d)
     truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image)
     build = partial(build_faiss, seed=seed, budget_bytes=budget_bytes, scratch_dir=scratch_dir)
-    done: list[tuple[SearchIndex | None, IndexTrial]] = []
+    trials: list[IndexTrial] = []
+    best, best_rank = -1, (1.0, 0.0)
+    index: SearchIndex | None = None  # of all that were tried only the best is held
     for recipe in recipes:
         try:
-            index, state, reached = _made(recipe, truth, spec, build, listener)
+            made, state, reached = _made(recipe, truth, spec, build, listener)
         except BankError as error:
             if len(recipes) == 1:
                 raise
-            done.append((None, IndexTrial(**vars(recipe), state=None, verdict=error.got)))
+            trials.append(IndexTrial(**vars(recipe), state=None, verdict=error.got))
             continue
         verdict = _shortfall(state, spec, reached)
-        done.append((index, IndexTrial(**vars(recipe), state=state, verdict=verdict)))
-    fitting = [one for one in done if not one[1].verdict and one[1].state is not None]
-    if not fitting:
-        if spec.factory == "auto":
-            raise _nothing_fits(spec, [trial for _, trial in done])
-        # A user who named an index gets it, and is told.
-        fitting = [max((one for one in done if one[1].state), key=lambda one: _recall(one[1]))]
-        listener(Notice(message=f"{fitting[0][1].factory}: {fitting[0][1].verdict}"))
-    chosen = min(fitting, key=lambda one: _latency(one[1]))
-    trials = [
-        replace(trial, verdict="chosen" if trial is chosen[1] else trial.verdict or "slower")
-        for _, trial in done
-    ]
-    assert chosen[1].state is not None
-    return IndexChoice(index=chosen[0], state=chosen[1].state, trials=tuple(trials))
+        rank = (1.0, -state.recall_at_1) if verdict else (0.0, state.latency_ms)
+        if best < 0 or rank < best_rank:
+            best, best_rank, index = len(trials), rank, made
+        trials.append(IndexTrial(**vars(recipe), state=state, verdict=verdict))
+        del made
+    chosen = trials[best] if best >= 0 else None
+    if chosen is None or (chosen.verdict and spec.factory == "auto"):
+        raise _nothing_fits(spec, trials)
+    if chosen.verdict:  # a user who named an index gets it, and is told
+        listener(Notice(message=f"{chosen.factory}: {chosen.verdict}"))
+    assert chosen.state is not None
+    if not chosen.verdict and chosen.state.recall_at_1 < spec.min_recall:
+        listener(
+            Notice(
+                message=f"{chosen.factory}: recall@1 of {chosen.state.recall_at_1:.4f} on patches that did not tune it, "
+                f"{spec.min_recall:g} were asked for"
+            )
+        )
+    return IndexChoice(
+        index=index,
+        state=chosen.state,
+        trials=tuple(
+            replace(trial, verdict="chosen" if trial is chosen else trial.verdict or "slower")
+            for trial in trials
+        ),
+    )
 
 
 def _made(
@@ -164,11 +177,3 @@ def _nothing_fits(spec: IndexSpec, trials: list[IndexTrial]) -> BankError:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.3g} MiB"
-
-
-def _recall(trial: IndexTrial) -> float:
-    return trial.state.recall_at_1 if trial.state else -1.0
-
-
-def _latency(trial: IndexTrial) -> float:
-    return trial.state.latency_ms if trial.state else float("inf")

@@ -102,6 +102,8 @@ class SearchIndex:
 
     def resident_bytes(self) -> int:
         """Bytes of the index as it would be written, which is what it holds in memory."""
+        if self._host._file is not None:  # what is mapped from it, FAISS would leave out
+            return self._host._file.stat().st_size
         total = 0
 
         def count(part: bytes) -> None:

@@ -33,7 +33,10 @@ def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
     What a bank is too small or too narrow for is left out of a recipe. `flat` and a factory string stand for themselves; `auto` for the recipes of every name in turn.
     """
     if name == "auto":
-        return [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
+        every = [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
+        return list({one.factory: one for one in reversed(every)}.values())[
+            ::-1
+        ]  # a small bank has some twice
     cells = f"IVF{cell_count(count)}"
     factories = {
         "flat": ["Flat"],

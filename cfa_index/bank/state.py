@@ -47,8 +47,23 @@ class IndexState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises TypeError where a key is missing or unknown."""
-        return cls(**values)
+        """The inverse of `to_dict`. Raises TypeError or ValueError where these are no values of a state."""
+        state = cls(**values)
+        parameters = isinstance(state.parameters, dict) and all(
+            isinstance(name, str) and type(value) is int and value > 0
+            for name, value in state.parameters.items()
+        )
+        numbers = (state.recall_at_1, state.recall_at_k, state.latency_ms)
+        counts = (state.shortlist, state.k, state.queries, state.resident_bytes)
+        words = isinstance(state.name, str) and isinstance(state.factory, str)
+        if not (
+            parameters
+            and words
+            and all(type(count) is int and count >= 0 for count in counts)
+            and all(isinstance(number, int | float) for number in numbers)
+        ):
+            raise ValueError("an index that no build describes so")
+        return state
 
     def describe(self) -> str:
         """In a few words: `ivf-pq (PCAR152,IVF64,PQ76x4fs; nprobe 8, shortlist 16)`."""

@@ -4,6 +4,7 @@ from cfa_index.bank import LISTS_FILE
 from cfa_index.bundle.generations import (
     Content,
     category_lock,
+    check_model,
     current_generation,
     generation_folder,
     generation_names,
@@ -62,6 +63,7 @@ __all__ = [
     "ModelBundle",
     "Sources",
     "category_lock",
+    "check_model",
     "current_generation",
     "descriptor_tensors",
     "epoch_descriptors",

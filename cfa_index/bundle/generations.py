@@ -121,6 +121,12 @@ def current_generation(folder: Path) -> Path:
     return manifest.parent
 
 
+def check_model(folder: Path) -> None:
+    """Refuse to lock, and so to make, a folder that holds no model. Raises BundleError."""
+    if not generation_names(folder):
+        current_generation(folder)
+
+
 def generation_folder(folder: Path, generation: str) -> Path:
     """The folder of one generation of <models>/<category>; `2` means `0002`.
 

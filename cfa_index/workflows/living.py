@@ -20,6 +20,7 @@ from cfa_index.bundle import (
     Manifest,
     ModelBundle,
     category_lock,
+    check_model,
     current_generation,
     generation_folder,
     generation_names,
@@ -79,6 +80,7 @@ def add_images(
         StoreError: the features of the model's images are missing.
         BundleError: there is no model, it is damaged, or another process writes it.
     """
+    check_model(models_dir / category)
     with category_lock(models_dir / category):
         bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
         store = open_store(bundle.manifest, features_dir)
@@ -144,6 +146,7 @@ def remove_images(
         StoreError: the features of the model's images are missing.
         BundleError: there is no model, it is damaged, or another process writes it.
     """
+    check_model(models_dir / category)
     with category_lock(models_dir / category):
         bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
         store = open_store(bundle.manifest, features_dir)
@@ -221,6 +224,7 @@ def reindex(
         BankError: FAISS cannot make it, or nothing keeps within the budgets.
         StoreError, BundleError: see `remove_images`.
     """
+    check_model(models_dir / category)
     with category_lock(models_dir / category):
         bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
         store = open_store(bundle.manifest, features_dir)
@@ -270,6 +274,7 @@ def rollback(models_dir: Path, category: str, generation: str | None = None) -> 
         BundleError: there is no such generation, it is damaged, or another process writes the model.
     """
     folder = models_dir / category
+    check_model(folder)
     with category_lock(folder):
         try:
             before = read_manifest(current_generation(folder))

@@ -144,3 +144,20 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, error: type[BaseExceptio
 def test_a_folder_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="to write"):
         build_faiss(XB, "IVF32,SQ8", seed=0, budget_bytes=BUDGET, scratch_dir=tmp_path / "no" / "such")
+
+
+def test_a_disk_that_is_full_is_not_the_indexs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("Error in void f() at /faiss/io.cpp:6: Error: 'n' failed: No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    with pytest.raises(OutputError, match="got 'n' failed: No space left on device; free"):
+        build_faiss(XB, "IVF32,SQ8", seed=0, budget_bytes=BUDGET, scratch_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faiss_is_quoted_without_its_place_in_cpp() -> None:
+    with pytest.raises(BankError) as caught:
+        build_faiss(XB[:10], "PCA20,Flat", seed=0)
+    assert "PCA matrix cannot output 20 dimensions" in caught.value.got
+    assert ".cpp" not in caught.value.got

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from vectors import clustered
 
-from cfa_index.bank import IndexChoice, IndexState, Truth, make_index, recall_at, recipes_of
+from cfa_index.bank import (
+    BuiltIndex,
+    IndexChoice,
+    IndexState,
+    Truth,
+    build_faiss,
+    make_index,
+    recall_at,
+    recipes_of,
+)
 from cfa_index.bank.recipes import cell_count
 from cfa_index.errors import BankError
 from cfa_index.events import Event, Notice
@@ -69,6 +82,26 @@ def test_an_index_that_finds_too_little_is_kept_with_a_notice() -> None:
     assert "1 were asked for" in notices[0]
 
 
+def test_a_recall_that_only_the_tuning_queries_reach_is_told() -> None:
+    queries = XQ.copy()
+    queries[300:] = (
+        np.random.default_rng(3).normal(size=(300, 32)).astype(np.float32) * 4
+    )  # unlike those that tune
+    events: list[Event] = []
+    choice = make_index(
+        XB,
+        IndexSpec(factory="IVF64,Flat", min_recall=0.9),
+        queries,
+        k=3,
+        patches_per_image=64,
+        seed=0,
+        listener=events.append,
+    )
+    assert choice.state.recall_at_1 < 0.9
+    (notice,) = [event.message for event in events if isinstance(event, Notice)]
+    assert "on patches that did not tune it, 0.9 were asked for" in notice
+
+
 def test_auto_tries_all_and_says_why_each_fell_out() -> None:
     choice = choose(IndexSpec(factory="auto", min_recall=0.95, budget_memory_bytes=200_000))
     names = {trial.name for trial in choice.trials}
@@ -79,6 +112,25 @@ def test_auto_tries_all_and_says_why_each_fell_out() -> None:
     assert choice.state.resident_bytes <= 200_000
     fitting = [trial for trial in choice.trials if trial.verdict in ("chosen", "slower")]
     assert choice.state.latency_ms == min(trial.state.latency_ms for trial in fitting if trial.state)
+
+
+def test_of_all_that_are_tried_only_the_best_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[BuiltIndex]] = []
+    most = 0
+
+    def building(*args: Any, **settings: Any) -> BuiltIndex:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(one() is not None for one in alive))
+        built = build_faiss(*args, **settings)
+        alive.append(weakref.ref(built))
+        return built
+
+    monkeypatch.setattr("cfa_index.bank.choice.build_faiss", building)
+    choice = choose(IndexSpec(factory="auto", min_recall=0.9))
+    assert len(alive) > 5
+    assert most <= 1
+    assert [trial.state for trial in choice.trials if trial.verdict == "chosen"] == [choice.state]
 
 
 def test_auto_may_choose_flat() -> None:

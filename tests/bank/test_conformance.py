@@ -211,7 +211,9 @@ def test_a_file_that_is_no_index_is_an_error(content: bytes, tmp_path: Path) -> 
         read_faiss(tmp_path / "index.faiss", state, (COUNT, D))
 
 
-@pytest.mark.parametrize("factory", ["IVF", "no such index", "PQ7x99", "IVF999999,Flat"])
+@pytest.mark.parametrize(
+    "factory", ["IVF", "no such index", "PQ7x99", "IVF999999,Flat", "HNSW0,Flat", "HNSW1"]
+)
 def test_a_factory_string_that_cannot_be_is_an_error(factory: str) -> None:
     with pytest.raises(BankError):
         choice_of(factory)
