@@ -144,3 +144,19 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, error: type[BaseExceptio
 def test_a_folder_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="to write"):
         build_faiss(XB, "IVF32,SQ8", seed=0, budget_bytes=BUDGET, scratch_dir=tmp_path / "no" / "such")
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_lists_within_the_index_are_mapped_from_its_file(factory: str, tmp_path: Path) -> None:
+    choice = make_index(XB, IndexSpec(factory=factory, min_recall=0.5), XQ, k=3, patches_per_image=64, seed=0)
+    assert choice.index is not None
+    assert choice.index.lists is None
+    choice.index.write(tmp_path / "index.faiss")
+    again = read_faiss(tmp_path / "index.faiss", choice.state, XB.shape)
+    assert again.lists is None
+    assert lists_on_disk(again.faiss_index) is not None
+    bank, queries = MemoryBank(XB, CPU), torch.from_numpy(XQ)
+    before, after = (bank.with_index(index).search(queries, 3) for index in (choice.index, again))
+    assert torch.equal(before.ids, after.ids)
+    changed = changed_faiss(tmp_path / "index.faiss", choice.state, XB[:1000], kept=0, seed=0)
+    assert (changed.count, changed.lists) == (1000, None)
