@@ -161,3 +161,19 @@ def test_faiss_is_quoted_without_its_place_in_cpp() -> None:
         build_faiss(XB[:10], "PCA20,Flat", seed=0)
     assert "PCA matrix cannot output 20 dimensions" in caught.value.got
     assert ".cpp" not in caught.value.got
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_lists_within_the_index_are_mapped_from_its_file(factory: str, tmp_path: Path) -> None:
+    choice = make_index(XB, IndexSpec(factory=factory, min_recall=0.5), XQ, k=3, patches_per_image=64, seed=0)
+    assert choice.index is not None
+    assert choice.index.lists is None
+    choice.index.write(tmp_path / "index.faiss")
+    again = read_faiss(tmp_path / "index.faiss", choice.state, XB.shape)
+    assert again.lists is None
+    assert lists_on_disk(again.faiss_index) is not None
+    bank, queries = MemoryBank(XB, CPU), torch.from_numpy(XQ)
+    before, after = (bank.with_index(index).search(queries, 3) for index in (choice.index, again))
+    assert torch.equal(before.ids, after.ids)
+    changed = changed_faiss(tmp_path / "index.faiss", choice.state, XB[:1000], kept=0, seed=0)
+    assert (changed.count, changed.lists) == (1000, None)
