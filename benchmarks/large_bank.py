@@ -140,16 +140,21 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def write_vectors(path: Path, n: int, patches: Patches, progress: Progress) -> None:
-    """The file of vectors, shard by shard; its pages are given back as it grows."""
+    """The file of vectors, shard by shard, whole or not at all; its pages are given back as it grows."""
     progress(StageStarted(stage="vectors", total=n, unit="vectors"))
     started = time.monotonic()
     header = np.lib.format.header_data_from_array_1_0(np.empty((0, patches.d), np.float32))
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (n, patches.d)})
-        for shard, start in enumerate(range(0, n, _SHARD)):
-            drawn = patches.draw(shard, min(_SHARD, n - start))
-            file.write(drawn.data)
-            progress(StageAdvanced(stage="vectors", steps=len(drawn)))
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (n, patches.d)})
+            for shard, start in enumerate(range(0, n, _SHARD)):
+                drawn = patches.draw(shard, min(_SHARD, n - start))
+                file.write(drawn.data)
+                progress(StageAdvanced(stage="vectors", steps=len(drawn)))
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
     progress(StageEnded(stage="vectors", seconds=time.monotonic() - started))
 
 
@@ -234,9 +239,12 @@ def main() -> None:
     if given.folder is not None:
         given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
-        path = (given.folder if given.keep and given.folder else Path(scratch)) / "large_bank.npy"
-        if not path.exists():
-            check_disk(path.parent, disk_needed(given.n, given.d))
+        path = (
+            given.folder if given.keep and given.folder else Path(scratch)
+        ) / f"large_bank-{given.n}x{given.d}-{given.seed}.npy"
+        there = path.exists()
+        check_disk(path.parent, disk_needed(given.n, given.d) - (path.stat().st_size if there else 0))
+        if not there:
             write_vectors(path, given.n, patches, progress)
         flat_ms = time_flat(path, patches)
         results = []

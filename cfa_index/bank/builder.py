@@ -32,7 +32,8 @@ LISTS_BYTES = 1 << 30
 _TRAINING_ROWS = 65_536
 _ROWS_PER_CELL = 64
 """More points for k-means move its centres little (FAISS's own most is 256)."""
-_ADD_ROWS = 65_536
+_BLOCK_BYTES = 64 << 20
+"""Vectors that are read and added at once."""
 _EF_CONSTRUCTION = 80
 _ID_BYTES = 8
 _NO_GRAPH = re.compile(r"(HNSW|NSG|NNDescent)(-|[01](?!\d))")
@@ -73,7 +74,7 @@ def build_faiss(
         factory: FAISS's factory string.
         seed: of the sample and of k-means.
         budget_bytes: inverted lists (but those of fast scan) larger than this go to disk, in shards of this
-            size.
+            size; a training sample beyond 65,536 vectors is no larger, either.
         scratch_dir: where a temporary folder for them is made; None for the system's.
         advance: told of rows added.
 
@@ -105,7 +106,8 @@ def build_faiss(
     graph = graph_of(index)
     if graph is not None:
         graph.hnsw.efConstruction = _EF_CONSTRUCTION
-    rows = max(_TRAINING_ROWS, _ROWS_PER_CELL * (ivf.nlist if ivf is not None else 0))
+    per_cell = _ROWS_PER_CELL * (ivf.nlist if ivf is not None else 0)
+    rows = max(_TRAINING_ROWS, min(per_cell, budget_bytes // (4 * d)))
     try:
         if not index.is_trained:
             index.train(_sample(vectors, rows, seed))
@@ -237,8 +239,9 @@ def _lists_bytes(ivf: Any, count: int) -> int:
 
 
 def _blocks(vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(vectors), _ADD_ROWS):
-        yield np.ascontiguousarray(vectors[start : start + _ADD_ROWS])
+    rows = max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))
+    for start in range(0, len(vectors), rows):
+        yield np.ascontiguousarray(vectors[start : start + rows])
 
 
 def _sample(vectors: NDArray[np.float32], rows: int, seed: int) -> NDArray[np.float32]:

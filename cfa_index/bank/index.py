@@ -26,6 +26,7 @@ from cfa_index.bank.builder import (
     write_faiss,
 )
 from cfa_index.bank.exact import matrix_products
+from cfa_index.bank.named_files import named_files
 from cfa_index.bank.state import IndexState
 from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError, DeviceError
@@ -209,30 +210,38 @@ def changed_faiss(
 def _read(path: Path) -> Any:
     """FAISS's object from its file, its inverted lists mapped: from the file, or from `LISTS_FILE` beside it.
 
-    FAISS leaves lists that have a file of their own alone when it maps, so that a path stored inside is never
-    followed; here they are opened where they have to be.
+    A path stored inside is never followed: an index that names any other file is refused before FAISS sees it.
+    FAISS leaves the index's own lists alone when it maps; they are opened here.
     """
     try:
+        names = named_files(path)
+        if names not in ([], [LISTS_FILE]):
+            raise _other_lists(path, names)
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise BankError(
             expected=f"a FAISS index in {path}",
             got=last_line(error),
             remedy="load the model with --rebuild-index",
         ) from error
-    on_disk = lists_on_disk(index)
-    if on_disk is None or on_disk.ptr is not None:  # in memory, or mapped from the index's own file
+    if not names:  # its lists are in memory, or mapped from the index's own file
         return index
-    beside = path.with_name(LISTS_FILE)
-    if on_disk.filename != LISTS_FILE or not beside.exists() or beside.stat().st_size != on_disk.totsize:
-        raise BankError(
-            expected=f"an index whose lists are in {LISTS_FILE} beside {path}, whole",
-            got=f"one that names {on_disk.filename!r} of {on_disk.totsize} bytes",
-            remedy="load the model with --rebuild-index",
-        )
+    on_disk, beside = lists_on_disk(index), path.with_name(LISTS_FILE)
+    if on_disk is None or on_disk.filename != LISTS_FILE:  # something nested in it has lists on disk
+        raise _other_lists(path, names)
+    if not beside.exists() or beside.stat().st_size != on_disk.totsize:
+        raise _other_lists(path, [f"{LISTS_FILE} of {on_disk.totsize} bytes"])
     on_disk.filename, on_disk.read_only = str(beside), True
     on_disk.do_mmap()
     return index
+
+
+def _other_lists(path: Path, names: list[str]) -> BankError:
+    return BankError(
+        expected=f"an index whose lists are in {LISTS_FILE} beside {path}, whole",
+        got=f"one that names {', '.join(map(repr, names))}",
+        remedy="load the model with --rebuild-index",
+    )
 
 
 def set_parameters(index: Any, parameters: Mapping[str, int]) -> None:

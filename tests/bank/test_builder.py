@@ -9,11 +9,13 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from vectors import clustered
 
-from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, make_index, read_faiss
+from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, builder, make_index, read_faiss
 from cfa_index.bank.builder import lists_on_disk
 from cfa_index.bank.index import changed_faiss
+from cfa_index.bank.named_files import named_files
 from cfa_index.errors import BankError, OutputError
 from cfa_index.specs import IndexSpec
 
@@ -116,6 +118,66 @@ def test_a_path_inside_an_index_is_never_followed(written: tuple[Path, SearchInd
         changed_faiss(folder / "index.faiss", index.state, XB, kept=0, seed=0)
     with pytest.raises(BankError, match="--rebuild-index"):
         read_faiss(folder / "index.faiss", index.state, XB.shape)
+
+
+def test_a_path_in_what_is_nested_in_an_index_is_not_followed_either(
+    written: tuple[Path, SearchIndex], tmp_path: Path
+) -> None:
+    """FAISS reads the quantizer of an IVF without the flags of its caller, and would map what it names."""
+    folder, index = written
+    target = tmp_path / "nested.bin"
+    target.write_bytes((folder / LISTS_FILE).read_bytes())
+    inner = index.faiss_index
+    outer = faiss.IndexIVFFlat(inner, inner.d, inner.ntotal)
+    outer.own_fields, outer.is_trained = False, True
+    lists = lists_on_disk(inner)
+    kept = lists.filename
+    for name in (str(target), LISTS_FILE):
+        lists.filename = name
+        faiss.write_index(outer, str(folder / "index.faiss"))
+        lists.filename = kept
+        assert named_files(folder / "index.faiss") == [name]
+        with pytest.raises(BankError, match="--rebuild-index"):
+            read_faiss(folder / "index.faiss", index.state, (0, inner.d))
+        with pytest.raises(BankError, match="--rebuild-index"):
+            changed_faiss(folder / "index.faiss", index.state, XB[:0], kept=0, seed=0)
+    if Path("/proc/self/maps").exists():
+        assert target.name not in Path("/proc/self/maps").read_text()
+
+
+def test_names_are_read_off_the_bytes(written: tuple[Path, SearchIndex]) -> None:
+    folder, _ = written
+    path = folder / "index.faiss"
+    content = path.read_bytes()
+    assert named_files(path) == [LISTS_FILE]
+    path.write_bytes(content + b"ilod" + b"\xff" * 40 + b"ilod")  # codes that look like the mark
+    assert named_files(path) == [LISTS_FILE]
+    path.write_bytes(content[:-20])  # cut off within the name, where FAISS stops, too
+    assert named_files(path) == []
+    path.write_bytes(b"")
+    assert named_files(path) == []
+    with pytest.raises(BankError, match="a FAISS index"):
+        read_faiss(path, written[1].state, XB.shape)
+
+
+def test_the_training_sample_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(builder, "_TRAINING_ROWS", 100)
+    monkeypatch.setattr(builder, "_BLOCK_BYTES", 24 * 4 * 500)
+    drawn: list[int] = []
+    sample = builder._sample
+
+    def watched(vectors: NDArray[np.float32], rows: int, seed: int) -> NDArray[np.float32]:
+        drawn.append(rows)
+        return sample(vectors, rows, seed)
+
+    monkeypatch.setattr(builder, "_sample", watched)
+    steps: list[int] = []
+    for budget_bytes in (24 * 4 * 1000, 24 * 4 * 10):
+        build_faiss(
+            XB, "IVF32,Flat", seed=0, budget_bytes=budget_bytes, scratch_dir=tmp_path, advance=steps.append
+        )
+    assert drawn == [1000, 100]
+    assert max(steps) == 500
 
 
 def test_a_change_of_the_vectors_builds_it_again(written: tuple[Path, SearchIndex]) -> None:
