@@ -50,6 +50,9 @@ SWEEP = (
     *("--method", "hybrid,random", "--bank-size", "32,64", "--gamma-d", "1,1/2", "--index", "flat,ivf"),
     *("--repeat", "1", "--queries", "128", "--threads", "1"),
 )
+ONE_CELL = (
+    *("--method", "random", "--bank-size", "16", "--gamma-d", "1/4", "--index", "flat", "--repeat", "1"),
+)
 RESULTS = {"study.parquet", "study.html", "memory-accuracy.png", "latency-recall.png", "size-throughput.png"}
 FEATURES = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=64)
 SMALL = StudySpec(
@@ -231,18 +234,7 @@ def test_without_a_test_split_there_is_recall(tmp_path: Path) -> None:
         bare,
         "--json",
         "-",
-        sweep=(
-            "--method",
-            "random",
-            "--bank-size",
-            "16",
-            "--gamma-d",
-            "1/4",
-            "--index",
-            "flat",
-            "--repeat",
-            "1",
-        ),
+        sweep=ONE_CELL,
     )
     assert outcome.code == 0, outcome
     assert outcome.err.count("has no test split") == 1
@@ -324,19 +316,7 @@ def test_names_of_others_are_escaped(tmp_path: Path) -> None:
     name = "<script>alert('\"x\"&amp;') $(echo) `id`"
     hostile = Workplace(root=tmp_path)
     made_up.write_category(hostile.data, name, train=6, test=1)
-    sweep = (
-        "--method",
-        "random",
-        "--bank-size",
-        "16",
-        "--gamma-d",
-        "1/4",
-        "--index",
-        "flat",
-        "--repeat",
-        "1",
-    )
-    outcome = run_study(hostile, "--json", "-", category=name, sweep=sweep)
+    outcome = run_study(hostile, "--json", "-", category=name, sweep=ONE_CELL)
     assert outcome.code == 0, outcome
     (row,) = outcome.document["rows"]
     assert shlex.split(row["command"])[3] == name
@@ -425,19 +405,7 @@ def test_two_at_once_are_refused(small: Callable[..., StudyReport], tmp_path: Pa
 def test_an_image_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     spoilt = made_up.workplace(tmp_path, train=6, test=2)
     (spoilt.data / "weave" / "test" / "good" / "001.png").write_bytes(b"no image")
-    sweep = (
-        "--method",
-        "random",
-        "--bank-size",
-        "16",
-        "--gamma-d",
-        "1/4",
-        "--index",
-        "flat",
-        "--repeat",
-        "1",
-    )
-    outcome = run_study(spoilt, "--json", "-", sweep=sweep)
+    outcome = run_study(spoilt, "--json", "-", sweep=ONE_CELL)
     assert outcome.code == 3
     assert outcome.document["images_rejected"] == 1
     assert outcome.document["rows"][0]["image_auroc"] is not None

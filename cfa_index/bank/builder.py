@@ -113,7 +113,7 @@ def build_faiss(
             index.train(_sample(vectors, rows, seed))
         if ivf is not None and _lists_bytes(ivf, count) > budget_bytes:
             return _on_disk(index, vectors, budget_bytes, scratch_dir, advance)
-        for block in _blocks(vectors):
+        for block in blocks(vectors):
             index.add(block)
             if advance is not None:
                 advance(len(block))
@@ -142,7 +142,7 @@ def _on_disk(
         parts: list[Path] = []
         for start in range(0, len(vectors), shard_rows):
             shard, row = faiss.clone_index(index), start
-            for block in _blocks(vectors[start : start + shard_rows]):
+            for block in blocks(vectors[start : start + shard_rows]):
                 shard.add_with_ids(block, np.arange(row, row + len(block)))
                 row += len(block)
                 if advance is not None:
@@ -238,7 +238,8 @@ def _lists_bytes(ivf: Any, count: int) -> int:
     return int(count * (ivf.code_size + _ID_BYTES))
 
 
-def _blocks(vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+def blocks(vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """(M, d) vectors in parts of at most `_BLOCK_BYTES`, in order; of a mapped file no more is read at once."""
     rows = max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         yield np.ascontiguousarray(vectors[start : start + rows])

@@ -18,6 +18,7 @@ from torch import Tensor
 from cfa_index.bank.builder import (
     LISTS_FILE,
     BuiltIndex,
+    blocks,
     build_faiss,
     graph_of,
     ivf_of,
@@ -33,7 +34,6 @@ from cfa_index.errors import BankError, DeviceError
 
 _GPU_TEMPORARY_BYTES = 256 << 20
 """FAISS would take up to 1.5 GiB a card for itself, in competition with torch's cache."""
-_ADD_ROWS = 65_536
 
 
 class SearchIndex:
@@ -85,12 +85,7 @@ class SearchIndex:
             vectors, and (n, k) int64 rows; -1 where it found fewer, or the query is not finite.
         """
         if self.device.type == "cuda":
-            # Importing it teaches FAISS's classes to take torch tensors, on torch's current stream.
-            import faiss.contrib.torch_utils  # noqa: F401
-
-            with torch.cuda.device(self.device):
-                sq_distances, ids = self._index.search(queries.contiguous(), k)
-            return sq_distances, ids
+            return search_on_gpu(self._index, queries, k)
         with matrix_products():
             found = self._index.search(queries.contiguous().numpy(), k)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
@@ -200,8 +195,8 @@ def changed_faiss(
         index = faiss.read_index(str(path))  # in memory, to be changed
         if not kept:
             index.reset()
-        for start in range(kept, len(vectors), _ADD_ROWS):
-            index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS]))
+        for block in blocks(vectors[kept:]):
+            index.add(block)
         built = BuiltIndex(index)
     set_parameters(built.index, state.parameters)
     return SearchIndex(built, state, torch.device("cpu"))
@@ -269,6 +264,16 @@ def tunable(index: Any) -> dict[str, int]:
     if graph_of(index) is not None:
         return {"efSearch": 1024}
     return {}
+
+
+def search_on_gpu(index: Any, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What FAISS finds for (n, D') float32 queries on a card: (n, k) squared distances and rows, there too."""
+    # Importing it teaches FAISS's classes to take torch tensors, on torch's current stream.
+    import faiss.contrib.torch_utils  # noqa: F401
+
+    with torch.cuda.device(queries.device):
+        sq_distances, ids = index.search(queries.contiguous(), k)
+    return sq_distances, ids
 
 
 def flat_index(vectors: NDArray[np.float32], device: torch.device) -> Any:

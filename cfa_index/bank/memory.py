@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfa_index.bank.builder import blocks
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.index import SearchIndex, flat_index
+from cfa_index.bank.index import SearchIndex, flat_index, search_on_gpu
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError
-
-_CHECKED_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class MemoryBank:
                 got=f"{vectors.shape} {vectors.dtype}",
                 remedy="build the bank again",
             )
-        if not all(np.isfinite(block).all() for block in _blocks(vectors)):
+        if not all(np.isfinite(block).all() for block in blocks(vectors)):
             raise BankError(
                 expected="finite memories", got="a NaN or infinite value", remedy="build the bank again"
             )
@@ -128,10 +127,7 @@ class MemoryBank:
     def _flat(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Every distance computed: (n, k) squared, as FAISS gives them, and rows."""
         if self._gpu_flat is not None:
-            import faiss.contrib.torch_utils  # noqa: F401  see SearchIndex.candidates
-
-            with torch.cuda.device(self.device):
-                sq_distances, ids = self._gpu_flat.search(queries.contiguous(), k)
+            sq_distances, ids = search_on_gpu(self._gpu_flat, queries, k)
         else:
             found = nearest_rows(queries.numpy(), self.vectors, k)
             sq_distances, ids = torch.from_numpy(found[0]), torch.from_numpy(found[1])
@@ -170,10 +166,6 @@ class MemoryBank:
                 got=f"{tuple(queries.shape)}",
                 remedy="use the descriptor that this bank was built with",
             )
-
-
-def _blocks(vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [vectors[start : start + _CHECKED_ROWS] for start in range(0, len(vectors), _CHECKED_ROWS)]
 
 
 def _writable(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

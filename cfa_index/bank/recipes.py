@@ -30,13 +30,15 @@ class Recipe:
 def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
     """What a name stands for over `count` vectors of `d` dimensions: the cheapest to search first.
 
-    What a bank is too small or too narrow for is left out of a recipe. `flat` and a factory string stand for themselves; `auto` for the recipes of every name in turn.
+    What a bank is too small or too narrow for is left out of a recipe. `flat` and a factory string stand for
+    themselves; `auto` for the recipes of every name in turn.
     """
     if name == "auto":
         every = [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
-        return list({one.factory: one for one in reversed(every)}.values())[
-            ::-1
-        ]  # a small bank has some twice
+        first: dict[str, Recipe] = {}  # a small bank has some factories under two names
+        for one in every:
+            first.setdefault(one.factory, one)
+        return list(first.values())
     cells = f"IVF{cell_count(count)}"
     factories = {
         "flat": ["Flat"],

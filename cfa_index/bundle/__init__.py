@@ -4,6 +4,7 @@ from cfa_index.bank import LISTS_FILE
 from cfa_index.bundle.generations import (
     Content,
     category_lock,
+    changed_files,
     check_model,
     current_generation,
     generation_folder,
@@ -63,6 +64,7 @@ __all__ = [
     "ModelBundle",
     "Sources",
     "category_lock",
+    "changed_files",
     "check_model",
     "current_generation",
     "descriptor_tensors",

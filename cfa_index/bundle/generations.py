@@ -149,6 +149,16 @@ def generation_names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "generations").glob("[0-9]*") if path.name.isdigit())
 
 
+def changed_files(folder: Path, files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Files of a generation, by name, compared with its checksum: each name, and what is wrong with it, or nothing."""
+    for name, checksum in files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            yield name, "is missing"
+        else:
+            yield name, "" if sha256_of_file(file) == checksum else "differs from its checksum"
+
+
 def list_models(models_dir: Path) -> list[str]:
     """Names of the categories that have a model, sorted.
 

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
 from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
-from cfa_index.bundle.generations import Content, current_generation
+from cfa_index.bundle.generations import Content, changed_files, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import resolve_device
 from cfa_index.errors import BundleError, SpecError
-from cfa_index.files import sha256_of_file
 from cfa_index.images import Frame, load_batches
 from cfa_index.scorer import Scorer
 
@@ -168,12 +167,10 @@ class ModelBundle:
         Raises:
             BundleError: one is missing or was changed.
         """
-        for name, checksum in manifest.files.items():
-            file = folder / name
-            if name in leave_out:
-                continue
-            if Path(name).name != name or not file.exists() or sha256_of_file(file) != checksum:
-                raise damaged(file, "a file that is missing or was changed")
+        kept = {name: checksum for name, checksum in manifest.files.items() if name not in leave_out}
+        for name, wrong in changed_files(folder, kept):
+            if wrong:
+                raise damaged(folder / name, "a file that is missing or was changed")
 
     @property
     def threshold(self) -> float | None:

@@ -24,6 +24,7 @@ from cfa_index.bundle import (
     Manifest,
     MemorySource,
     ModelBundle,
+    changed_files,
     exemplars_table,
     generation_names,
     index_contents,
@@ -34,7 +35,7 @@ from cfa_index.bundle import (
 from cfa_index.descriptor import needs_moments
 from cfa_index.errors import BundleError
 from cfa_index.events import Listener, ignore
-from cfa_index.files import sha256_of_file, sha256_of_npy
+from cfa_index.files import sha256_of_npy
 from cfa_index.store import JoinedStore
 from cfa_index.workflows.build import check_enough_patches, fitted_contents, timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
@@ -236,6 +237,5 @@ def shrunk_index(
 def _are_whole(path: Path, manifest: Manifest) -> bool:
     """Whether a generation's index is there, as it was written."""
     names = [name for name in (INDEX_FILE, LISTS_FILE) if name in manifest.files]
-    return INDEX_FILE in names and all(
-        (path / name).exists() and sha256_of_file(path / name) == manifest.files[name] for name in names
-    )
+    files = {name: manifest.files[name] for name in names}
+    return INDEX_FILE in files and not any(wrong for _, wrong in changed_files(path, files))

@@ -91,15 +91,7 @@ def remeasure_index(
         return
     spec: ModelSpec = start.spec
     with stage(listener, "tuning", None, "searches"):
-        queries = query_patches(
-            store, rows, phi.folded().cpu(), most=query_count(start.bank.vectors.shape), seed=spec.seed
-        )
-        truth = Truth(
-            start.bank.vectors,
-            queries,
-            k=spec.score.neighbors,
-            patches_per_image=spec.features.patches_per_image,
-        )
+        truth = truth_of(start.bank.vectors, spec, store, rows, phi, k=spec.score.neighbors)
         truth.measure(index)
         if index.state.recall_at_1 < spec.index.min_recall:
             reached = tune(index, truth, spec.index.min_recall)
@@ -111,6 +103,20 @@ def remeasure_index(
                         f"{spec.index.min_recall:g} were asked for"
                     )
                 )
+
+
+def truth_of(
+    vectors: NDArray[np.float32],
+    spec: ModelSpec,
+    store: PatchStore,
+    rows: Sequence[int],
+    phi: PatchDescriptor,
+    *,
+    k: int,
+) -> Truth:
+    """Patches of some images under phi and their true neighbours among (M, D') vectors; K is `k`."""
+    queries = query_patches(store, rows, phi.folded().cpu(), most=query_count(vectors.shape), seed=spec.seed)
+    return Truth(vectors, queries, k=k, patches_per_image=spec.features.patches_per_image)
 
 
 def query_count(shape: tuple[int, ...]) -> int:

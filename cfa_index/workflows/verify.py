@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cfa_index.bank import MemoryBank, Truth, read_faiss, shared_threads
+from cfa_index.bank import MemoryBank, read_faiss, shared_threads
 from cfa_index.bundle import (
     EXEMPLARS_FILE,
     INDEX_FILE,
     SOURCES_FILE,
     VECTORS_FILE,
     Manifest,
+    changed_files,
+    check_model,
     current_generation,
     generation_folder,
     generation_names,
@@ -27,8 +29,7 @@ from cfa_index.bundle import (
 )
 from cfa_index.errors import CfaIndexError, StoreError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import sha256_of_file
-from cfa_index.workflows.indexing import query_count, query_patches
+from cfa_index.workflows.indexing import truth_of
 from cfa_index.workflows.opening import fit_and_held, judging_rows, open_store
 
 _SAMPLE = 512
@@ -75,8 +76,7 @@ def verify(
         BundleError: there is no model or no such generation.
     """
     folder = models_dir / category
-    if not generation_names(folder):
-        current_generation(folder)  # says that there is no model
+    check_model(folder)
     findings = []
     names = generation_names(folder) if generation is None else [generation_folder(folder, generation).name]
     if generation is None:
@@ -94,7 +94,10 @@ def verify(
     with stage(listener, "verify", total, "files") as advance:
         for name, manifest in manifests.items():
             path = folder / "generations" / name
-            messages = _changed_files(path, manifest, lambda: advance(1))
+            messages = []
+            for file, wrong in changed_files(path, manifest.files):
+                messages += [f"{file} {wrong}"] if wrong else []
+                advance(1)
             try:
                 if not messages:
                     messages = [
@@ -137,18 +140,6 @@ def damage_of(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{lost} of {len(rows)} memories do not find themselves in {INDEX_FILE}"
 
 
-def _changed_files(path: Path, manifest: Manifest, on_file: Callable[[], None]) -> list[str]:
-    found = []
-    for name, checksum in manifest.files.items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            found.append(f"{name} is missing")
-        elif sha256_of_file(file) != checksum:
-            found.append(f"{name} differs from its checksum")
-        on_file()
-    return found
-
-
 def _lost_recall(
     path: Path, manifest: Manifest, features_dir: Path | None, listener: Listener
 ) -> Iterator[str]:
@@ -164,11 +155,8 @@ def _lost_recall(
     fit_rows, held_rows = fit_and_held(store, spec)
     rows = judging_rows(store, held_rows, manifest) or fit_rows
     vectors = load_array(path / VECTORS_FILE)
-    phi = load_descriptor(path, manifest).folded()
-    queries = query_patches(store, rows, phi, most=query_count(vectors.shape), seed=spec.seed)
     index = read_faiss(path / INDEX_FILE, state, vectors.shape)
-    patches = spec.features.patches_per_image
-    Truth(vectors, queries, k=state.k, patches_per_image=patches).measure(index)
+    truth_of(vectors, spec, store, rows, load_descriptor(path, manifest), k=state.k).measure(index)
     reached = index.state.recall_at_1
     if reached < state.recall_at_1 - _LOST_RECALL:
         yield f"recall@1 is {reached:.4f}, the manifest says {state.recall_at_1:.4f}"

@@ -15,12 +15,11 @@ def show_trials(out: Session, category: str, trials: Sequence[IndexTrial]) -> No
     rows = []
     for trial in trials:
         state = trial.state
-        settings = [f"{name} {value}" for name, value in sorted(state.parameters.items())] if state else []
-        settings += [f"shortlist {state.shortlist}"] if state and state.shortlist else []
+        settings = state.describe_parameters() if state else ""
         rows.append(
             [
                 trial.name,
-                ", ".join([trial.factory, *settings]),
+                ", ".join(filter(None, [trial.factory, settings])),
                 f"{state.recall_at_1:.4f}" if state else "-",
                 f"{state.resident_bytes / 2**20:.4g} MiB" if state else "-",
                 f"{state.latency_ms:.3g} ms" if state else "-",
