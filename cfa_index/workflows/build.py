@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -133,17 +133,10 @@ def build(
         listener=listener,
     )
     fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
-    check_enough_patches(spec, len(fit_rows))
-    moments = (
-        patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
-        if needs_moments(spec.descriptor)
-        else None
+    fitted = fit(
+        backbone, store, spec, fit_rows=fit_rows, held_rows=held_rows, device=device, listener=listener
     )
-    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
-    start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
-    contents, held_out = fitted_contents(
-        backbone, start, store, fit_rows=fit_rows, held_rows=held_rows, listener=listener
-    )
+    contents, bank = dict(fitted.contents), fitted.start.bank
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
     manifest = Manifest(
@@ -159,9 +152,9 @@ def build(
         weights=backbone.origin,
         channels=backbone.channels,
         radius=0.0,
-        index=start.bank.index.state if start.bank.index else None,
-        held_out=held_out,
-        threshold=threshold_of(held_out, spec.score.false_alarm_rate),
+        index=bank.index.state if bank.index else None,
+        held_out=fitted.held_out,
+        threshold=threshold_of(fitted.held_out, spec.score.false_alarm_rate),
         versions=versions(),
         files={},
     )
@@ -173,22 +166,60 @@ def build(
         store=path,
         images=len(store.good_rows),
         rejected=len(store) - len(store.good_rows),
-        memories=len(start.bank),
-        width=start.phi_0.width,
-        trials=choice.trials if choice else (),
+        memories=len(bank),
+        width=fitted.start.phi_0.width,
+        trials=fitted.trials,
     )
 
 
-def fitted_contents(
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """All that is fitted to good images.
+
+    Attributes:
+        start: phi_0 and the bank under its index.
+        held_out: scores of the held-out images.
+        contents: files of the generation, but for the backbone.
+        trials: the indexes that were tried; none for plain Flat.
+    """
+
+    start: Start
+    held_out: HeldOut
+    contents: Mapping[str, Content]
+    trials: tuple[IndexTrial, ...]
+
+
+def fit(
     backbone: Backbone,
-    start: Start,
     store: PatchStore,
+    spec: ModelSpec,
     *,
     fit_rows: Sequence[int],
     held_rows: Sequence[int],
+    device: torch.device,
     listener: Listener = ignore,
-) -> tuple[dict[str, Content], HeldOut]:
-    """Calibrate a new start: the files of its generation, but for the backbone, and the held-out scores."""
+) -> Fitted:
+    """Fit phi_0, bank, index, baseline and held-out scores to stored features.
+
+    Args:
+        backbone: for the scorer; it is not called.
+        store: of the images.
+        spec: all settings.
+        fit_rows, held_rows: the images of the bank, and those held out.
+        device: of the bank.
+        listener: told of progress.
+
+    Raises:
+        BankError, SpecError: see `build`.
+    """
+    check_enough_patches(spec, len(fit_rows))
+    moments = (
+        patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
+        if needs_moments(spec.descriptor)
+        else None
+    )
+    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
+    start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
     scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
     held_out = score_held_out(scorer, store, held_rows, listener)
     contents: dict[str, Content] = {
@@ -201,7 +232,7 @@ def fitted_contents(
     }
     if scorer.baseline is not None:
         contents[BASELINE_FILE] = scorer.baseline.cpu().numpy()
-    return contents, held_out
+    return Fitted(start=start, held_out=held_out, contents=contents, trials=choice.trials if choice else ())
 
 
 def timestamp() -> str:

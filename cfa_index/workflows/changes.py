@@ -32,17 +32,16 @@ from cfa_index.bundle import (
     sources_table,
     write_generation,
 )
-from cfa_index.descriptor import needs_moments
 from cfa_index.errors import BundleError
 from cfa_index.events import Listener, ignore
 from cfa_index.files import sha256_of_npy
 from cfa_index.store import JoinedStore
-from cfa_index.workflows.build import check_enough_patches, fitted_contents, timestamp, versions
+from cfa_index.workflows.build import fit, timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS
-from cfa_index.workflows.indexing import index_bank, remeasure_index
+from cfa_index.workflows.indexing import remeasure_index
 from cfa_index.workflows.opening import averaged, fit_and_held, judging_rows
-from cfa_index.workflows.start import Start, make_start, owners_of, patch_moments
+from cfa_index.workflows.start import Start, owners_of
 
 _KEPT_FILES = (BACKBONE_FILE, DESCRIPTOR_FILE, TRAIN_LOG_FILE)
 
@@ -155,31 +154,29 @@ def write_rebuild(
 
     Arguments are those of `write_change`.
     """
-    spec, device = manifest.spec, bundle.bank.device
-    fit_rows, held_rows = fit_and_held(store, spec)
+    fit_rows, held_rows = fit_and_held(store, manifest.spec)
     held_rows = judging_rows(store, held_rows, manifest)
-    check_enough_patches(spec, len(fit_rows))
-    moments = (
-        patch_moments(store, fit_rows, seed=spec.seed, listener=listener)
-        if needs_moments(spec.descriptor)
-        else None
+    fitted = fit(
+        bundle.backbone,
+        store,
+        manifest.spec,
+        fit_rows=fit_rows,
+        held_rows=held_rows,
+        device=bundle.bank.device,
+        listener=listener,
     )
-    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
-    start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
-    contents, held_out = fitted_contents(
-        bundle.backbone, start, store, fit_rows=fit_rows, held_rows=held_rows, listener=listener
-    )
+    contents, bank = dict(fitted.contents), fitted.start.bank
     if BACKBONE_FILE in bundle.manifest.files:
         contents[BACKBONE_FILE] = bundle.path / BACKBONE_FILE
     manifest = replace(
-        with_scores(manifest, held_out),
+        with_scores(manifest, fitted.held_out),
         parent=bundle.manifest.generation,
         action="rebuild",
         created=timestamp(),
         images=len(fit_rows) + len(held_rows),
         radius=0.0,
         added=averaged(manifest.added),
-        index=start.bank.index.state if start.bank.index else None,
+        index=bank.index.state if bank.index else None,
         versions=versions(),
     )
     path, manifest = write_generation(folder, manifest, contents)
@@ -188,9 +185,9 @@ def write_rebuild(
         manifest=manifest,
         images=images,
         memories_before=len(bundle.bank),
-        memories=len(start.bank),
+        memories=len(bank),
         threshold_before=bundle.threshold,
-        trials=choice.trials if choice else (),
+        trials=fitted.trials,
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfa_index.specs import LARGEST_SEED
+from cfa_index.specs import LARGEST_SEED, ModelSpec
 from cfa_index_cli import options as o
+
+if TYPE_CHECKING:
+    from cfa_index import Backbone
 
 _DEFAULTS = o.RECOMMENDED
 
@@ -69,3 +73,16 @@ Seed = Annotated[
         rich_help_panel=o.RUN,
     ),
 ]
+
+
+def network_of(spec: ModelSpec, weights: str | None) -> Backbone:
+    """The backbone of some settings, with the weights that `--weights` names. Raises WeightsError, SpecError."""
+    from cfa_index import load_backbone
+
+    return load_backbone(
+        spec.features.backbone,
+        spec.features.strides,
+        size_px=spec.features.size_px,
+        weights="random" if weights == "random" else None if weights is None else Path(weights),
+        seed=spec.seed,
+    )

@@ -190,7 +190,7 @@ def build_command(
         raise typer.BadParameter(f"give {' or '.join(sized_by)}, not both")
     if method is o.MethodName.FULL and sized_by:
         raise typer.BadParameter(f"--method full keeps every patch: leave out {sized_by[0]}")
-    from cfa_index import backbone_entry, build, load_backbone, preset as named, resolve_device, set_threads
+    from cfa_index import backbone_entry, build, preset as named, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
     from cfa_index_cli.indexes import show_trials
@@ -232,13 +232,7 @@ def build_command(
         set_threads(threads)
     names = _names(category, normals, data_root)
     with session(events) as out:
-        network = load_backbone(
-            spec.features.backbone,
-            spec.features.strides,
-            size_px=spec.features.size_px,
-            weights="random" if weights == "random" else None if weights is None else Path(weights),
-            seed=spec.seed,
-        )
+        network = m.network_of(spec, weights)
         o.warn_random(network.origin, out.say)
 
         def build_one(name: str) -> BuildReport:

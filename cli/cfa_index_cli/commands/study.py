@@ -114,7 +114,6 @@ def study_command(
     """
     del config
     from cfa_index import (
-        load_backbone,
         open_category,
         plan_study,
         resolve_device,
@@ -160,13 +159,7 @@ def study_command(
     found = open_category(data_root, category)
     folder = output or Path("studies") / category
     with session(events) as out:
-        network = load_backbone(
-            spec.features.backbone,
-            spec.features.strides,
-            size_px=spec.features.size_px,
-            weights="random" if weights == "random" else None if weights is None else Path(weights),
-            seed=spec.seed,
-        )
+        network = m.network_of(spec, weights)
         o.warn_random(network.origin, out.say)
         run: dict[str, Any] = {
             "backbone": network,
