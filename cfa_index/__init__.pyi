@@ -68,6 +68,7 @@ from .descriptor import (
 from .devices import (
     resolve_device as resolve_device,
     reuse_freed_memory as reuse_freed_memory,
+    usable_cores as usable_cores,
 )
 from .errors import (
     BankError as BankError,
@@ -88,6 +89,7 @@ from .events import (
     StageAdvanced as StageAdvanced,
     StageEnded as StageEnded,
     StageStarted as StageStarted,
+    StageTotal as StageTotal,
     ignore as ignore,
     stage as stage,
 )
@@ -122,9 +124,7 @@ from .images import (
 )
 from .maps import (
     MapMaker as MapMaker,
-    fuse_maps as fuse_maps,
     image_scores as image_scores,
-    to_source as to_source,
 )
 from .metrics import (
     BinningError as BinningError,
@@ -165,6 +165,10 @@ from .report import (
     ratio_text as ratio_text,
     save_picture as save_picture,
     verdict_panel as verdict_panel,
+)
+from .resample import (
+    fuse_maps as fuse_maps,
+    to_source as to_source,
 )
 from .scorer import (
     ScoredBatch as ScoredBatch,

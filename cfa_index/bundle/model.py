@@ -173,6 +173,11 @@ class ModelBundle:
                 raise damaged(folder / name, "a file that is missing or was changed")
 
     @property
+    def sha256(self) -> str:
+        """Of the manifest, which holds the checksums of all the files: two models that share it are one."""
+        return str(self.manifest.to_dict()["sha256"])
+
+    @property
     def threshold(self) -> float | None:
         """Scores above it are anomalous; None when no good images were held out."""
         return self.manifest.threshold.value if self.manifest.threshold else None

@@ -3,7 +3,7 @@
 from cfa_index.report.clouds import Cloud, feature_view
 from cfa_index.report.colours import heat_colours
 from cfa_index.report.panels import PatchPicture, query_panel
-from cfa_index.report.pictures import context_box, overlay, save_picture
+from cfa_index.report.pictures import context_box, overlay, png_bytes, save_picture
 from cfa_index.report.plots import require_matplotlib
 from cfa_index.report.study_page import ratio_text, require_plotly, write_study_page
 from cfa_index.report.study_plots import PLOT_FILES, study_plots
@@ -22,6 +22,7 @@ __all__ = [
     "feature_view",
     "heat_colours",
     "overlay",
+    "png_bytes",
     "query_panel",
     "ratio_text",
     "require_matplotlib",

@@ -20,7 +20,7 @@ from torch import Tensor
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import Frame, ImageBatch, load_batches
-from cfa_index.maps import fuse_maps, to_source
+from cfa_index.resample import fuse_maps, to_source
 from cfa_index.scorer import Scorer
 
 
@@ -41,7 +41,7 @@ class FusedMap:
         """(H, W) float32 in source pixels, NaN where no model looked."""
         return fuse_maps(
             to_source(
-                one,
+                one.cpu().numpy(),
                 width=frame.source_width,
                 height=frame.source_height,
                 scale_x=frame.scale_x,
