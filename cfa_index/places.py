@@ -173,7 +173,10 @@ class LocalPlace:
         with lock:
             with writing(file):
                 _sign(lock)
-            yield
+            try:
+                yield
+            finally:
+                os.ftruncate(lock.fileno(), 0)
 
 
 def open_place(where: Path | str) -> Place:
@@ -246,9 +249,8 @@ def _read_run(file: IO[bytes]) -> Iterator[bytes]:
 
 def _sign(lock: IO[str]) -> None:
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()}
-    lock.truncate(0)
-    lock.write(json.dumps(holder))
-    lock.flush()
+    os.ftruncate(lock.fileno(), 0)
+    os.write(lock.fileno(), json.dumps(holder).encode())  # unbuffered: a full disk is noticed here
 
 
 def _holder(file: Path) -> str:

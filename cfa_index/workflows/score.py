@@ -37,6 +37,7 @@ from cfa_index.workflows.score_target import (
 )
 
 SCHEMA_VERSION = 2
+_TELL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,6 @@ def score_folder(
         else None
     )
     waits = Waits()
-    counts = {"images": 0, "rejected": 0, "resumed": 0}
     started = time.perf_counter()
     with target.held(LOCK_FILE):
         claim(target, settings)
@@ -164,25 +164,7 @@ def score_folder(
             Workers(workers, time_limit_s=time_limit_s) as pool,
             stage(listener, "score", None, "images") as advance,
         ):
-            announced = False
-
-            def done(images: int, *, errors: int, resumed: bool = False) -> None:
-                nonlocal announced
-                if listing.total is not None and not announced:
-                    announced = True
-                    listener(StageTotal(stage="score", total=listing.total))
-                counts["images"] += images
-                counts["rejected"] += errors
-                counts["resumed"] += images if resumed else 0
-                elapsed = max(time.perf_counter() - started, 1e-9)
-                advance(
-                    images,
-                    images=0 if resumed else images,
-                    errors=counts["rejected"],
-                    wait_read=waits.read / elapsed,
-                    wait_write=waits.write / elapsed,
-                )
-
+            progress = _Progress(listing, waits, advance, listener)
             Pipeline(
                 bundle=bundle,
                 limit=limit,
@@ -195,11 +177,12 @@ def score_folder(
                 max_pixels=max_pixels,
                 retry_errors=retry_errors,
                 stop=stop,
-                advance=done,
+                advance=progress,
                 listener=listener,
                 waits=waits,
             ).run(listing.shards())
-        stopped = counts["images"] != listing.total
+            progress.tell()
+        stopped = progress.images != listing.total
         if not stopped:
             if map_shards is not None:
                 map_shards.finish(listing.end_id)
@@ -208,14 +191,60 @@ def score_folder(
     seconds = time.perf_counter() - started
     return ScoreReport(
         output=str(output),
+        images=progress.images,
         anomalous=anomalous,
+        rejected=progress.errors,
+        resumed=progress.resumed,
         threshold=limit,
         stopped=stopped,
         seconds=seconds,
         wait_read=waits.read / seconds,
         wait_write=waits.write / seconds,
-        **counts,
     )
+
+
+class _Progress:
+    """Counts images and tells of them, now and then; see `score_pipeline.Advance`."""
+
+    def __init__(
+        self, listing: Listing, waits: Waits, advance: Callable[..., None], listener: Listener
+    ) -> None:
+        self.images = self.errors = self.resumed = 0
+        self._listing = listing
+        self._waits = waits
+        self._advance = advance
+        self._listener = listener
+        self._started = self._told = time.perf_counter()
+        self._new = self._old = 0
+        self._total: int | None = None
+
+    def __call__(self, images: int, *, errors: int, resumed: bool = False) -> None:
+        self.images += images
+        self.errors += errors
+        if resumed:
+            self.resumed += images
+            self._old += images
+        else:
+            self._new += images
+        if time.perf_counter() - self._told > _TELL_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell of the images since the last time, and of the total once it is known."""
+        if self._listing.total != self._total:
+            self._total = self._listing.total
+            self._listener(StageTotal(stage="score", total=self._total or 0))
+        self._told = time.perf_counter()
+        elapsed = max(self._told - self._started, 1e-9)
+        figures = {
+            "errors": self.errors,
+            "wait_read": self._waits.read / elapsed,
+            "wait_write": self._waits.write / elapsed,
+        }
+        for steps, scored in ((self._old, 0), (self._new, self._new)):
+            if steps:
+                self._advance(steps, images=scored, **figures)
+        self._old = self._new = 0
 
 
 def _list_again(listing: Listing, rescan: bool, listener: Listener) -> None:

@@ -23,7 +23,7 @@ class Stop:
     @property
     def exit_code(self) -> int:
         """Of a process that a signal ended, as a shell gives it."""
-        return 128 + self.signal
+        return 128 + (self.signal or signal.SIGINT)
 
 
 @contextmanager
