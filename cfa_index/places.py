@@ -50,6 +50,9 @@ class Place(Protocol):
     def uri(self) -> str:
         """How settings and messages call it."""
 
+    def require(self) -> None:
+        """Raise DatasetError when the place is not there."""
+
     def walk(self, suffixes: frozenset[str], after: bytes = b"") -> Iterator[Entry]:
         """Files with one of the suffixes, at any depth, ascending by path, those beyond `after`.
 
@@ -99,17 +102,21 @@ class LocalPlace:
         """The absolute path."""
         return printable(str(self.root.resolve()))
 
+    def require(self) -> None:
+        """See `Place.require`."""
+        try:
+            with os.scandir(self.root):
+                return
+        except OSError as error:
+            raise self._missing(error) from error
+
     def walk(self, suffixes: frozenset[str], after: bytes = b"") -> Iterator[Entry]:
         """See `Place.walk`. Folders behind links are not entered; one named x.png is given like a file."""
         root = os.fsencode(self.root)
         try:
             first = _keys(root, suffixes)
         except OSError as error:
-            raise DatasetError(
-                expected=f"a folder at {printable(str(self.root))}",
-                got=error.strerror or str(error),
-                remedy="check the path and its permissions",
-            ) from error
+            raise self._missing(error) from error
         return _walk(root, first, suffixes, after)
 
     def source(self, path: bytes) -> Path:
@@ -177,6 +184,13 @@ class LocalPlace:
                 yield
             finally:
                 os.ftruncate(lock.fileno(), 0)
+
+    def _missing(self, error: OSError) -> DatasetError:
+        return DatasetError(
+            expected=f"a folder at {printable(str(self.root))}",
+            got=error.strerror or str(error),
+            remedy="check the path and its permissions",
+        )
 
 
 def open_place(where: Path | str) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -232,6 +233,9 @@ def test_rows_of_images_that_are_gone_stay(scoring: tuple[Path, Path, Run]) -> N
     assert run("--rescan")["resumed"] == 10
     shutil.rmtree(folder)
     assert run()["resumed"] == 10
+    (target / "parts" / "part-00000001.parquet").unlink()
+    with pytest.raises(json.JSONDecodeError):  # no document, since a share may not be mounted
+        run()
     after = made_up.tree(target)
     assert {name for name in before if before[name] != after[name]} <= {"lock", "listing/ended.json"}
 

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ _THREADS = 2
 _TRIES = 2
 """A process may die of something else than its file, such as a system that is short of memory."""
 
+_START_S = 60.0
 _DEATH_S = 5.0
 """That a killed process is waited for: one that hangs in a read of the kernel's dies later."""
 
@@ -51,12 +52,15 @@ class Workers:
     Args:
         count: processes; 0 for threads of this one.
         time_limit_s: seconds that a process has for a call; one that takes longer is ended, and the call lost.
+        functions: that will be called: what they import is loaded before the clock of a call starts.
 
     Raises:
         SpecError: a negative count, or a limit that is not above 0.
     """
 
-    def __init__(self, count: int, *, time_limit_s: float) -> None:
+    def __init__(
+        self, count: int, *, time_limit_s: float, functions: Sequence[Callable[..., Any]] = ()
+    ) -> None:
         if count < 0 or not time_limit_s > 0:
             raise SpecError(
                 expected="workers of 0 or more and a time limit above 0",
@@ -64,7 +68,7 @@ class Workers:
                 remedy="give other values for them",
             )
         self._threads = ThreadPoolExecutor(count or _THREADS, thread_name_prefix="cfa-index-worker")
-        self._processes = [_Process(time_limit_s) for _ in range(count)]
+        self._processes = [_Process(time_limit_s, functions) for _ in range(count)]
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -119,8 +123,9 @@ class Workers:
 class _Process:
     """A spawned process and the pipe to it; started when it is first needed, and again after its death."""
 
-    def __init__(self, time_limit_s: float) -> None:
+    def __init__(self, time_limit_s: float, functions: Sequence[Callable[..., Any]]) -> None:
         self._limit = time_limit_s
+        self._functions = tuple(functions)
         self._pipe: Connection[Any, Any] | None = None
         self._process: Any = None
         self._ended = False
@@ -167,19 +172,24 @@ class _Process:
             if self._pipe is None:
                 context = multiprocessing.get_context("spawn")
                 self._pipe, theirs = context.Pipe()
-                self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+                self._process = context.Process(target=_work, args=(theirs, self._functions), daemon=True)
                 self._process.start()
                 theirs.close()
+                if not self._pipe.poll(_START_S):
+                    raise EOFError
+                self._pipe.recv()
             return self._pipe
 
 
-def _work(pipe: Connection[Any, Any]) -> None:
-    """The other side: calls what comes, until the pipe closes."""
+def _work(pipe: Connection[Any, Any], functions: tuple[Callable[..., Any], ...]) -> None:
+    """The other side: calls what comes, until the pipe closes. With `functions` came the modules they are in."""
+    del functions
     # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole group; a worker's end is its parent's affair.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):
+        pipe.send("ready")
         while True:
             function, arguments = pipe.recv()
             answer: tuple[Exception | None, Any]

@@ -25,7 +25,7 @@ from cfa_index.images import MAX_PIXELS
 from cfa_index.places import open_place
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing, require_images
-from cfa_index.workflows.score_pipeline import Pipeline, Waits
+from cfa_index.workflows.score_pipeline import Pipeline, Waits, read_entry
 from cfa_index.workflows.score_target import (
     LOCK_FILE,
     RUN_FILE,
@@ -161,7 +161,7 @@ def score_folder(
         _list_again(listing, rescan, listener)
         with (
             _listing_ahead(listing),
-            Workers(workers, time_limit_s=time_limit_s) as pool,
+            Workers(workers, time_limit_s=time_limit_s, functions=(read_entry, Heatmaps.draw)) as pool,
             stage(listener, "score", None, "images") as advance,
         ):
             progress = _Progress(listing, waits, advance, listener)

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cfa_index.errors import CfaIndexError, DatasetError, OutputError
+from cfa_index.errors import DatasetError, OutputError
 from cfa_index.files import printable, sha256_of_json
 from cfa_index.images import SUFFIXES
 from cfa_index.places import Entry, Place
@@ -98,7 +98,7 @@ class Listing:
         self._shard_images = shard_images
         self._parts = sum(name.endswith(".parquet") for name in target.names(FOLDER))
         self._known = threading.Condition()
-        self._failure: CfaIndexError | None = None
+        self._failure: Exception | None = None
         self._stopped = False
         self.total: int | None = None
         """Images of the list, once the walk has ended."""
@@ -130,7 +130,7 @@ class Listing:
             else:
                 after = self._read(self._parts - 1).entries[-1].path if self._parts else b""
                 self._extend(self._source.walk(SUFFIXES, after), scan=0)
-        except CfaIndexError as error:
+        except Exception as error:
             self._failure = error
         finally:
             with self._known:

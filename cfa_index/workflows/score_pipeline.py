@@ -61,7 +61,7 @@ class Waits:
             setattr(self, name, getattr(self, name) + time.perf_counter() - started)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Plan:
     """What is to be done of a shard.
 
@@ -115,7 +115,8 @@ class Pipeline:
         """Score them.
 
         Raises:
-            OutputError: something cannot be written; the shards that are written stay.
+            DatasetError: the source is missing, or cannot be listed.
+        OutputError: something cannot be written; the shards that are written stay.
         """
         features = self.bundle.manifest.spec.features
         reads = self.workers.ordered(
@@ -140,10 +141,14 @@ class Pipeline:
     def _tasks(
         self, shards: Iterable[Shard], features: FeatureSpec
     ) -> Iterator[tuple[tuple[_Plan, int], tuple[Any, ...]]]:
+        checked = False
         for shard in shards:
             if self.stop():
                 return
             plan = self._plan(shard)
+            if plan.positions and not checked:
+                self.source.require()  # or a share that is not mounted would be a million errors
+                checked = True
             for position in plan.positions:
                 yield (plan, position), (self.source, shard.entries[position], features, self.max_pixels)
 
