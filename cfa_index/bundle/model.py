@@ -26,10 +26,11 @@ from cfa_index.bundle.generations import Content, changed_files, current_generat
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.devices import resolve_device
+from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.images import Frame, load_batches
 from cfa_index.scorer import Scorer
+from cfa_index.specs import Precision
 
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
@@ -113,6 +114,8 @@ class ModelBundle:
         device: str = "cpu",
         weights: Path | None = None,
         rebuild_index: bool = False,
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> ModelBundle:
         """Load a model.
 
@@ -123,14 +126,19 @@ class ModelBundle:
                 holds them takes the same file only.
             rebuild_index: make the index from the vectors and leave its file unread. FAISS's reader is native
                 code: for a model whose origin is not trusted.
+            precision: `bf16` for backbone, descriptor and the search's candidates in bfloat16. Distances are
+                float32 and exact; the threshold stays that of float32 (docs/precision.md).
+            compiled: compile the backbone, see `Backbone.for_inference`; give batches of one size then.
 
         Raises:
             BundleError: missing, damaged, unfinished, or of a newer version; or the weights are not
                 those that it was made with.
             WeightsError: the weights are missing or unreadable.
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, cannot multiply bfloat16, or there is no compiler.
+            SpecError: another word for a device or a precision.
         """
         target = resolve_device(device)
+        check_inference(target, precision, compiled=compiled)
         folder = Path(path)
         if not (folder / "manifest.json").exists():
             folder = current_generation(folder)
@@ -158,6 +166,7 @@ class ModelBundle:
                     if embedded
                     else "hand over the same file with --weights",
                 )
+        backbone.to(target).for_inference(precision, compiled=compiled)
         return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
 
     @staticmethod
@@ -225,7 +234,7 @@ class ModelBundle:
         ):
             if batch.errors:
                 raise batch.errors[0][1]
-            scored = self.scorer.score_pixels(batch.pixels, batch.frames)
+            scored = self.scorer.score_pixels(batch.pixels, batch.frames, all_neighbors=True)
             grid = self.manifest.spec.features.grid
             ids = scored.neighbors.ids.view(len(batch.frames), *grid, -1).cpu().numpy()
             distances = scored.neighbors.sq_distances.sqrt().view(len(batch.frames), *grid, -1).cpu().numpy()
