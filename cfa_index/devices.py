@@ -5,19 +5,24 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from contextlib import suppress
 
 import torch
 
 from cfa_index.bank import gpu_count
 from cfa_index.errors import DeviceError, SpecError
+from cfa_index.limits import cpu_quota
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, its container's share counted; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        cores = max(1, int(min(cores, cpu_quota())))
+    return cores
 
 
 def reuse_freed_memory() -> bool:

@@ -8,10 +8,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from cfa_index.limits import cpu_quota, memory_limits
 from cfa_index.workflows.doctor_facts import CPU_FEATURES, Disk, Memory, Processor
 
 _ROOT = Path("/")
@@ -45,7 +46,7 @@ def processor(root: Path = _ROOT) -> Processor:
         features=tuple(name for name in CPU_FEATURES if name in flags) if flags else None,
         logical=os.cpu_count(),
         affinity=known(lambda: len(affinity(0))) if affinity else None,
-        quota=known(_quota, root),
+        quota=known(cpu_quota, root),
     )
 
 
@@ -59,40 +60,11 @@ def _named_values(file: Path) -> dict[str, str]:
     return found
 
 
-def _quota(root: Path) -> float:
-    """The tightest limit among this process's control groups, in cores; infinity without any."""
-    quotas = [float("inf")]
-    for folder in _groups(root, "cpu"):
-        unified, used = folder / "cpu.max", folder / "cpu.cfs_quota_us"
-        if unified.is_file():
-            limit, period = unified.read_text().split()
-            if limit != "max":
-                quotas.append(int(limit) / int(period))
-        elif used.is_file() and int(used.read_text()) > 0:  # -1 for no limit
-            quotas.append(int(used.read_text()) / int((folder / "cpu.cfs_period_us").read_text()))
-    return min(quotas)
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control groups, version 1 and 2, each with those above it.
-
-    A container may see its own group as the root though its name says otherwise; the root is always looked at.
-    """
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
-        own = mount / path.lstrip("/")
-        yield own
-        yield from (parent for parent in own.parents if parent.is_relative_to(mount))
-
-
 def memory(root: Path = _ROOT) -> Memory:
     """Memory that this process may use: the system's, or its control group's where that is less."""
     amounts = known(_named_values, root / "proc/meminfo") or {}
     total, free = (known(_kib, amounts, name) for name in ("MemTotal", "MemAvailable"))
-    limits = known(_memory_limits, root) or []
+    limits = known(memory_limits, root) or []
     limits = [one for one in limits if total is None or one[0] < total]
     rooms = [room for room in (free, *(limit - used for limit, used in limits)) if room is not None]
     return Memory(
@@ -104,22 +76,6 @@ def memory(root: Path = _ROOT) -> Memory:
 
 def _kib(amounts: Mapping[str, str], name: str) -> int:
     return int(amounts[name].split()[0]) * 1024
-
-
-def _memory_limits(root: Path) -> list[tuple[int, int]]:
-    """Limit of each group and what is used of it, in bytes, without the files that can be dropped."""
-    found = []
-    for folder in _groups(root, "memory"):
-        for limit, used, dropped in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            if not (folder / limit).is_file() or (text := (folder / limit).read_text().strip()) == "max":
-                continue
-            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            stat = {name: int(value) for name, value in lines}
-            found.append((int(text), int((folder / used).read_text()) - stat.get(dropped, 0)))
-    return found
 
 
 def disk(role: str, folder: Path, *, measure: bool) -> Disk:

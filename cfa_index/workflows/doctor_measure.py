@@ -15,7 +15,7 @@ from PIL import Image
 
 from cfa_index.backbones import Backbone, backbone_entry, load_backbone
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.images import decode, network_pixels
+from cfa_index.images import decode, square_pixels
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Measured
 
@@ -108,7 +108,7 @@ def _strides(backbone: str) -> tuple[int, ...]:
 
 def _decode_rate(features: FeatureSpec, kind: str, seconds: float) -> float:
     content = made_up_file(kind, _SIZES_PX[kind])
-    return _rate(lambda: network_pixels(decode(content), features), 1, seconds)
+    return _rate(lambda: square_pixels(decode(content), features), 1, seconds)
 
 
 class _Network:
