@@ -203,6 +203,10 @@ from .workflows.compression import (
     compress_store as compress_store,
     patch_stream as patch_stream,
 )
+from .workflows.doctor import (
+    Diagnosis as Diagnosis,
+    examine as examine,
+)
 from .workflows.evaluate import (
     evaluate as evaluate,
 )

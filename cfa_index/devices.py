@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ import torch
 
 from cfa_index.bank import gpu_count
 from cfa_index.errors import DeviceError, SpecError
+from cfa_index.limits import cpu_quota
 from cfa_index.specs import Precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -23,8 +25,11 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, its container's share counted; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        cores = max(1, int(min(cores, cpu_quota())))
+    return cores
 
 
 def reuse_freed_memory() -> bool:

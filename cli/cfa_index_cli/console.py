@@ -191,11 +191,13 @@ class Session:
         """One line for the person, on standard error."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table for the person, on standard error."""
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+    ) -> None:
+        """A small table for the person, on standard error; all but the first column to the right, unless `words`."""
         table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
         for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(name, justify="left" if words or number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
