@@ -141,6 +141,7 @@ def score_folder(
         "threshold": limit,
         "heatmaps": heatmaps,
         "maps": maps,
+        "precision": bundle.backbone.precision,
         "batch_size": batch_size,
         "shard_images": shard_images,
         "max_pixels": max_pixels,

@@ -76,6 +76,13 @@ class SelectName(StrEnum):
     SYNTHETIC = "synthetic"
 
 
+class PrecisionName(StrEnum):
+    """What products are computed in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
 class LogLevelName(StrEnum):
     """How much a command tells."""
 
