@@ -125,7 +125,8 @@ function histogram() {
   const width = Math.max(byId("plot").clientWidth, 200);
   const height = byId("plot").clientHeight;
   const [inner, tall] = [width - LEFT - RIGHT, height - TOP - BOTTOM];
-  const count = Math.max(20, Math.min(120, Math.floor(inner / 9)));
+  const scored = total(chosenFolders(), (folder) => folder.scored);
+  const count = Math.max(20, Math.min(120, Math.floor(inner / 9), Math.floor(4 * Math.sqrt(scored))));
   const atBar = (bar) => low + bar * (high - low) / count;
   const x = (score) => LEFT + inner * (score - low) / (high - low);
   // Bars are open below, as a threshold is; the first holds the lowest score too.
@@ -276,10 +277,14 @@ function bottom() {
 
 // ---- controls
 
+function showLimit() {
+  byId("threshold").value = limit === null ? "" : Number(limit.toPrecision(7));
+}
+
 function setLimit(value, from) {
   limit = value === null ? null : settled(value);
   if (from !== "slider") byId("slider").value = limit === null ? 1000 : Math.round(1000 * (limit - low) / (high - low));
-  if (from !== "field") byId("threshold").value = limit === null ? "" : limit;
+  if (from !== "field") showLimit();
   byId("reset").disabled = limit === page.threshold;
   byId("note").textContent = limit === page.threshold
     ? (limit === null ? "The run had no threshold: choose one." : "")
@@ -306,7 +311,7 @@ byId("threshold").addEventListener("input", () => {
   const value = byId("threshold").valueAsNumber;
   if (Number.isFinite(value)) setLimit(value, "field");
 });
-byId("threshold").addEventListener("change", () => { byId("threshold").value = limit === null ? "" : limit; });
+byId("threshold").addEventListener("change", showLimit);
 byId("reset").addEventListener("click", () => setLimit(page.threshold));
 byId("log").addEventListener("change", histogram);
 byId("folder").addEventListener("change", () => setFolder(byId("folder").value));

@@ -71,10 +71,11 @@ class Survey:
     """The first pass.
 
     Attributes:
-        scored: images with a score.
+        images, scored: all of them, and those with a score.
         low, high: the least and the largest score; inf and -inf before the first.
     """
 
+    images: int = 0
     scored: int = 0
     low: float = np.inf
     high: float = -np.inf
@@ -85,6 +86,7 @@ class Survey:
 
     def add(self, rows: ScoreRows) -> None:
         """Look at some rows."""
+        self.images += len(rows.uris)
         scores = rows.scores[np.isfinite(rows.scores)]
         if scores.size:
             self.scored += scores.size
@@ -145,11 +147,11 @@ class Tally:
         else:
             bins = np.searchsorted(self.edges, scores.astype(np.float64), side="left") - 1
             np.add.at(self._counts, (places[good], bins.clip(0, BINS - 1)), 1)
-        for row in np.flatnonzero(good):
+        for row in np.flatnonzero(good).tolist():
             score, image_id = float(rows.scores[row]), int(rows.image_ids[row])
             self._top.add(score, image_id, rows.uris[row])
             self._bottom.add(-score, image_id, rows.uris[row])
-        for row in np.flatnonzero(~good):
+        for row in np.flatnonzero(~good).tolist():
             self._reject(rows.uris[row], int(places[row]), rows.errors[row] or "no finite score")
 
     def _reject(self, uri: str, folder: int, error: str) -> None:
