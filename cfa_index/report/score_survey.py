@@ -225,11 +225,11 @@ class Extremes:
 
 def reason_of(error: str, uri: str) -> str:
     """An error without what belongs to one image only: its name, what was measured, and the remedy."""
-    text = error.partition("; ")[0].removeprefix("expected ")
+    text = re.sub(r"\bb'.*'|\bb\".*\"", "other bytes", error)
+    text = text.partition("; ")[0].removeprefix("expected ")
     for name in (uri, uri.rpartition("/")[2]):
         text = re.sub(r" (?:in|at) (?:/[^;]*/)?" + re.escape(name), "", text).replace(name, "FILE")
     text = text.replace(" in the given bytes", "")
     wanted, got, found = text.partition(", got ")
-    found = re.sub(r"b'.*'|b\".*\"", "other bytes", found)
     found = re.sub(r"(?<![\d.])(?!0(?![\d.]))\d[\d.]*", "N", found)
     return " ".join(f"{wanted}{got}{found}".split())[:_LONGEST_REASON] or "unknown"
