@@ -152,6 +152,11 @@ class Listing:
         self._target.write(_ENDED, json.dumps({**ended, "rescanning": True}).encode())
         self._extend(self._new(self._source.walk(SUFFIXES), scans), scan=scan)
 
+    def entry(self, image_id: int) -> Entry:
+        """The file behind a row of the scores. Raises OutputError."""
+        shard = self._read(image_id // self._shard_images)
+        return shard.entries[image_id - shard.first_id]
+
     def stop(self) -> None:
         """Let `write` end soon; the parts that are written stay."""
         self._stopped = True
