@@ -26,6 +26,7 @@ from cfa_index.places import open_place
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing, require_images
 from cfa_index.workflows.score_pipeline import Pipeline, Waits, read_entry
+from cfa_index.workflows.score_report import REPORT_FILE, write_report
 from cfa_index.workflows.score_target import (
     LOCK_FILE,
     RUN_FILE,
@@ -86,6 +87,7 @@ def score_folder(
     time_limit_s: float = 60.0,
     rescan: bool = False,
     retry_errors: bool = False,
+    gallery: int | None = None,
     credit: str = "",
     stop: Callable[[], bool] = lambda: False,
     listener: Listener = ignore,
@@ -110,7 +112,8 @@ def score_folder(
         time_limit_s: seconds for a file, with workers only; one that takes longer is a row with an error.
         rescan: walk the folder again, and score what is new or has changed.
         retry_errors: score those images again that had an error.
-        credit: whom the images are from, for the heatmaps' text chunk `Copyright`.
+        gallery: also write report.html, with pictures of so many of the highest scores; None for no page.
+        credit: whom the images are from, on the page and in the pictures.
         stop: asked before each shard; True ends the run when the shards that were begun are written.
         listener: told of progress.
 
@@ -188,6 +191,18 @@ def score_folder(
             if map_shards is not None:
                 map_shards.finish(listing.end_id)
             write_csv(Parts(target))
+            is_new = progress.resumed < progress.images or target.read(REPORT_FILE) is None
+            if gallery is not None and is_new:
+                write_report(
+                    bundle,
+                    source,
+                    target,
+                    shard_images=shard_images,
+                    threshold=limit,
+                    gallery=gallery,
+                    credit=credit,
+                    listener=listener,
+                )
         anomalous = sum(pc.sum(table["is_anomalous"]).as_py() or 0 for table in Parts(target).tables())
     seconds = time.perf_counter() - started
     return ScoreReport(

@@ -105,6 +105,7 @@ def demo_command(
             output / "scores" / bundle.sha256[:12],
             heatmaps=True,
             workers=usable_cores(),
+            gallery=24,
             credit=CREDIT,
             listener=out.listener,
         )
@@ -121,6 +122,7 @@ def demo_command(
         out.say(f"explained: {picture}")
         out.say(f"heatmaps:  {scored.output}/heatmaps")
         out.say(f"scores:    {scored.output}/scores.csv")
+        out.say(f"report:    {scored.output}/report.html")
         out.say(CREDIT)
     write_document(
         json_file,

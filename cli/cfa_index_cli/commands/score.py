@@ -26,6 +26,12 @@ def score_command(
         bool,
         typer.Option("--maps", help="Also keep the anomaly maps: maps/, a Zarr array (images, side, side)."),
     ] = False,
+    gallery: Annotated[
+        int, typer.Option("--gallery", min=0, help="Images of the highest scores that report.html shows.")
+    ] = 60,
+    report_page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
+    ] = True,
     batch_size: o.BatchSize = 8,
     shard_images: Annotated[
         int,
@@ -146,6 +152,7 @@ def score_command(
                     time_limit_s=time_limit,
                     rescan=rescan,
                     retry_errors=retry_errors,
+                    gallery=gallery if report_page else None,
                     stop=stop,
                     listener=out.listener,
                 )
@@ -153,11 +160,12 @@ def score_command(
                 out.say("stopped at once; the same command goes on behind the last shard")
                 raise typer.Exit(stop.exit_code) from None
         resumed = f" ({report.resumed} from an earlier run)" if report.resumed else ""
+        shown = "report.html" if report_page else "scores.csv"
         limit = f"above {report.threshold:.4g}" if report.threshold is not None else "no threshold"
         out.say(
             f"{report.images} images{resumed}: {report.anomalous} anomalous ({limit}), "
             f"{report.rejected} rejected\n"
-            + ("stopped; the same command goes on" if report.stopped else f"{report.output}/scores.csv")
+            + ("stopped; the same command goes on" if report.stopped else f"{report.output}/{shown}")
         )
     write_document(json_file, report.to_dict())
     if report.stopped:
