@@ -227,7 +227,7 @@ def test_a_newer_schema_is_named(tmp_path: Path) -> None:
     make(tmp_path / "s.zarr")
     file = tmp_path / "s.zarr" / "store.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
-    with pytest.raises(StoreError, match="schema version 1, got 99"):
+    with pytest.raises(StoreError, match="schema version 2 or older, got 99"):
         PatchStore.open(tmp_path / "s.zarr")
 
 
