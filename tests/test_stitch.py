@@ -103,9 +103,7 @@ def plain(
     height=st.integers(1, 90),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_plain_loop(
-    size: int, tile: int, share: float, width: int, height: int, seed: int
-) -> None:
+def test_it_is_the_plain_loop(size: int, tile: int, share: float, width: int, height: int, seed: int) -> None:
     features = spec(tile, min(int(share * tile), tile - 8), size)
     draw = np.random.default_rng(seed)
     count = len(tile_boxes(width, height, features))
@@ -163,7 +161,7 @@ def test_a_peak_that_two_tiles_see_keeps_its_height() -> None:
     field[10, 24] = 7.0  # in the overlap of the first two tiles
     got, score, _ = stitched(80, 32, features, list(pieces(field, tile_boxes(80, 32, features))))
     assert score == pytest.approx(7.0)
-    assert np.unravel_index(got.argmax(), got.shape) == (10, 24)
+    assert [int(at) for at in np.unravel_index(got.argmax(), got.shape)] == [10, 24]
 
 
 def test_what_is_not_a_number_stays_so() -> None:

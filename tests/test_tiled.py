@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cfa_index_cli.model_options import tile_settings
 from made_up import QUICK, Outcome, Workplace, cfa, copied, texture, write_image
 
 from cfa_index.bundle import ModelBundle, current_generation, read_manifest
@@ -31,7 +32,9 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray[tuple[int, ...], n
     return texture(number, width=size[0], height=size[1])
 
 
-def spoil(folder: Path, name: str, number: int, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+def spoil(
+    folder: Path, name: str, number: int, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
     """A test image with a bright square, and its mask."""
     left, top, right, bottom = box
     pixels, mask = picture(number, size), np.zeros(size[::-1], np.uint8)
@@ -158,8 +161,7 @@ def run_query(place: Workplace, image: str, *more: object) -> Outcome:
 def test_query_shows_the_worst_patches_of_all_tiles(place: Workplace, tmp_path: Path) -> None:
     outcome = run_query(place, "hole/border.png", "--json", "-", "-o", tmp_path / "panel.png")
     assert outcome.code == 0, outcome
-    document = outcome.document
-    result = document["results"][0] if "results" in document else document
+    (result,) = outcome.document["images"]
     boxes = [tuple(patch["box"]) for patch in result["worst_patches"]]
     left, top, right, bottom = boxes[0]
     assert left < BORDER[2] + 4
@@ -177,7 +179,7 @@ def test_query_shows_the_worst_patches_of_all_tiles(place: Workplace, tmp_path: 
 def test_evaluate_measures_images_and_pixels(place: Workplace, tmp_path: Path) -> None:
     outcome = cfa(
         *("evaluate", "-c", "panel", *place.model, "--data-root", place.data),
-        *("--json", "-", "--figures", tmp_path / "figures"),
+        *("--json", "-", "--figures", tmp_path / "figures", "--figure-count", "1"),
     )
     assert outcome.code == 0, outcome
     document = outcome.document
@@ -188,7 +190,7 @@ def test_evaluate_measures_images_and_pixels(place: Workplace, tmp_path: Path) -
     scores = load(place).score(sorted((place.data / "panel" / "test" / "hole").iterdir()))
     found = [row["score"] for row in document["images"] if row["defect"] == "hole"]
     assert found == pytest.approx([one.score for one in scores], rel=1e-5)
-    assert (tmp_path / "figures" / "features.png").exists()
+    assert (tmp_path / "figures" / "panel" / "features.png").exists()
 
 
 def test_models_with_and_without_tiles_are_fused(place: Workplace, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_models_with_and_without_tiles_are_fused(place: Workplace, tmp_path: Pat
     assert built.code == 0, built
     outcome = cfa(
         *("evaluate", "-c", "panel", *place.model, "--data-root", place.data, "--json", "-"),
-        *("--fuse", other / "panel"),
+        *("--fuse", other),
     )
     assert outcome.code == 0, outcome
     assert len(outcome.document["models"]) == 2
@@ -209,7 +211,9 @@ def test_models_with_and_without_tiles_are_fused(place: Workplace, tmp_path: Pat
 
 def test_training_goes_on_from_tiles(place: Workplace, tmp_path: Path) -> None:
     own = copied(place, tmp_path)
-    outcome = cfa("train", "-c", "panel", *own.stores, "--epochs", "1", "--select", "synthetic", "--json", "-")
+    outcome = cfa(
+        "train", "-c", "panel", *own.stores, "--epochs", "1", "--select", "synthetic", "--json", "-"
+    )
     assert outcome.code == 0, outcome
     manifest = load(own).manifest
     assert manifest.action == "train"
@@ -309,8 +313,8 @@ def test_a_study_measures_images_by_their_whole_maps(place: Workplace, tmp_path:
         *TILES[:4],
     )
     assert outcome.code == 0, outcome
-    (row,) = outcome.document["cells"]
-    assert row["error"] == ""
+    (row,) = outcome.document["rows"]
+    assert row["error"] is None
     assert row["image_auroc"] == 1
     assert row["pixel_auroc"] > 0.9
     assert "--tile 64 --overlap 16" in row["command"]
@@ -333,11 +337,10 @@ def test_settings_that_do_not_go_together_are_refused(
     assert said in outcome.error_line
 
 
-def test_a_tile_shares_a_seventh_unless_told(place: Workplace, tmp_path: Path) -> None:
-    own = replace(place, root=tmp_path)
-    shutil.copytree(place.data, own.data)
-    outcome = cfa("build", "-c", "panel", *own.everything, *QUICK, "--tile", "70", "--json", "-")
-    assert outcome.document["spec"]["features"]["overlap_px"] == 10
+def test_a_tile_shares_a_seventh_unless_told() -> None:
+    assert tile_settings(224, None) == {"tile_px": 224, "overlap_px": 32}
+    assert tile_settings(224, 0) == {"tile_px": 224, "overlap_px": 0}
+    assert tile_settings(None, None) == {"tile_px": None, "overlap_px": None}
 
 
 def test_an_untiled_model_says_nothing_of_tiles() -> None:

@@ -160,9 +160,7 @@ def test_batches_of_tiles_keep_order(tmp_path: Path, batch_size: int) -> None:
     sources.insert(2, tmp_path / "words.png")
     batches = list(load_batches(sources, TILES, batch_size=batch_size))
     expected = [(0, number) for number in range(6)] + [(1, 0), (3, 0), (4, 0), (4, 1)]
-    assert [
-        pair for batch in batches for pair in zip(batch.positions, batch.tiles, strict=True)
-    ] == expected
+    assert [pair for batch in batches for pair in zip(batch.positions, batch.tiles, strict=True)] == expected
     assert [position for batch in batches for position, _ in batch.errors] == [2]
     counts = [len(batch.positions) + len(batch.errors) for batch in batches]
     assert counts[:-1] == [batch_size] * (len(counts) - 1)
