@@ -69,6 +69,7 @@ from .descriptor import (
 from .devices import (
     resolve_device as resolve_device,
     reuse_freed_memory as reuse_freed_memory,
+    usable_cores as usable_cores,
 )
 from .errors import (
     BankError as BankError,
@@ -89,6 +90,7 @@ from .events import (
     StageAdvanced as StageAdvanced,
     StageEnded as StageEnded,
     StageStarted as StageStarted,
+    StageTotal as StageTotal,
     ignore as ignore,
     stage as stage,
 )
@@ -122,13 +124,11 @@ from .images import (
     open_category as open_category,
     plain_folder as plain_folder,
     tile_boxes as tile_boxes,
-    views as views,
+    views_of as views_of,
 )
 from .maps import (
     MapMaker as MapMaker,
-    fuse_maps as fuse_maps,
     image_scores as image_scores,
-    to_source as to_source,
 )
 from .metrics import (
     BinningError as BinningError,
@@ -170,6 +170,10 @@ from .report import (
     save_picture as save_picture,
     verdict_panel as verdict_panel,
 )
+from .resample import (
+    fuse_maps as fuse_maps,
+    to_source as to_source,
+)
 from .scorer import (
     ScoredBatch as ScoredBatch,
     Scorer as Scorer,
@@ -203,6 +207,10 @@ from .workflows.changes import LivingReport as LivingReport
 from .workflows.compression import (
     compress_store as compress_store,
     patch_stream as patch_stream,
+)
+from .workflows.doctor import (
+    Diagnosis as Diagnosis,
+    examine as examine,
 )
 from .workflows.evaluate import (
     evaluate as evaluate,

@@ -32,16 +32,26 @@ class PatchDescriptor(nn.Module):
         weight: (D', D + 2), the last two columns act on the coordinates x and y in [-1, 1].
         bias: (D',).
         mean, std: (D,), the standardisation; zeros and ones for none.
+        products: what the matrix products are computed in, float32 or bfloat16; their sum over the levels
+            is float32.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, channels: Sequence[int], *, weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor
+        self,
+        channels: Sequence[int],
+        *,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        products: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)
+        self.products = products
         self.weight = nn.Parameter(weight.detach().clone().float())
         self.bias = nn.Parameter(bias.detach().clone().float())
         self.register_buffer("mean", mean.detach().clone().float())
@@ -59,14 +69,14 @@ class PatchDescriptor(nn.Module):
         weight = torch.cat([scaled, self.weight[:, depth:]], dim=1)
         return weight, self.bias - scaled @ self.mean
 
-    def folded(self) -> PatchDescriptor:
+    def folded(self, products: torch.dtype = torch.float32) -> PatchDescriptor:
         """The same function without a standardisation step, frozen: what inference uses."""
         with torch.no_grad():
             weight, bias = self.effective()
         ones, zeros = torch.ones_like(self.std), torch.zeros_like(self.mean)
-        return PatchDescriptor(self.channels, weight=weight, bias=bias, mean=zeros, std=ones).requires_grad_(
-            False
-        )
+        return PatchDescriptor(
+            self.channels, weight=weight, bias=bias, mean=zeros, std=ones, products=products
+        ).requires_grad_(False)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Adapt a pyramid.
@@ -81,14 +91,16 @@ class PatchDescriptor(nn.Module):
         weight, bias = self.effective()
         *per_level, on_coordinates = torch.split(weight, [*self.channels, 2], dim=1)
         base = coordinates(grid).to(weight) @ on_coordinates.T + bias  # (h*w, D')
-        finest = levels[0].float().permute(0, 2, 3, 1).flatten(1, 2)  # (B, h*w, C_0)
-        batch = len(finest)
-        total = torch.baddbmm(
-            base.expand(batch, -1, -1), finest, per_level[0].T.expand(batch, -1, -1)
-        )  # (B, h*w, D')
-        for level, level_weight in zip(levels[1:], per_level[1:], strict=True):
-            adapted = level.float().permute(0, 2, 3, 1) @ level_weight.T  # (B, h_l, w_l, D')
-            total.add_(_upsample_last(adapted, grid).flatten(1, 2))
+        cells = [level.to(self.products).permute(0, 2, 3, 1) for level in levels]  # (B, h_l, w_l, C_l)
+        weights = [level_weight.to(self.products).T for level_weight in per_level]
+        finest = cells[0].flatten(1, 2)  # (B, h*w, C_0)
+        if self.products == torch.float32:
+            batch = len(finest)
+            total = torch.baddbmm(base.expand(batch, -1, -1), finest, weights[0].expand(batch, -1, -1))
+        else:
+            total = base + finest @ weights[0]  # (B, h*w, D'), float32 as `base` is
+        for coarser, level_weight in zip(cells[1:], weights[1:], strict=True):
+            total.add_(_upsample_last((coarser @ level_weight).float(), grid).flatten(1, 2))
         return total
 
 

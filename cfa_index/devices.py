@@ -1,17 +1,35 @@
-"""Which device to compute on, and how its memory is kept."""
+"""Which device to compute on, what it can do, and how its memory is kept."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import get_args
 
 import torch
 
 from cfa_index.bank import gpu_count
 from cfa_index.errors import DeviceError, SpecError
+from cfa_index.limits import cpu_quota
+from cfa_index.specs import Precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
+_CPU_FACTS = Path("/proc/cpuinfo")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Names of the instructions that multiply bfloat16: two of x86's, and Arm's."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, its container's share counted; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        cores = max(1, int(min(cores, cpu_quota())))
+    return cores
 
 
 def reuse_freed_memory() -> bool:
@@ -52,3 +70,46 @@ def resolve_device(name: str) -> torch.device:
             expected=f"a CUDA device {number}", got=f"{cards} CUDA devices", remedy="use --device cpu or auto"
         )
     return torch.device("cuda", number)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16; a CPU that does not tell has none."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        facts = _CPU_FACTS.read_text()
+    except OSError:
+        return False
+    return not _BF16_FLAGS.isdisjoint(facts.split())
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that TorchInductor would call, $CXX or g++; None where it is not there."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def check_inference(device: torch.device, precision: Precision, *, compiled: bool) -> None:
+    """Refuse a precision or compilation that the device cannot do, or does slower than without.
+
+    Raises:
+        SpecError: another word for a precision.
+        DeviceError: bf16 on a device that would have to imitate it, or compilation without a compiler.
+    """
+    if precision not in get_args(Precision):
+        raise SpecError(
+            expected=f"precision to be one of {', '.join(get_args(Precision))}",
+            got=repr(precision),
+            remedy="give another value for precision",
+        )
+    if precision == "bf16" and not multiplies_bf16(device):
+        raise DeviceError(
+            expected=f"{device} to multiply bfloat16 ({', '.join(sorted(_BF16_FLAGS))}, or CUDA 8.0 or newer)",
+            got="a device that would imitate it, slower than float32",
+            remedy="use --precision fp32",
+        )
+    if compiled and device.type == "cpu" and cpp_compiler() is None:
+        raise DeviceError(
+            expected="a C++ compiler, $CXX or g++, for --compile",
+            got="none on the PATH",
+            remedy="install one, such as the package g++, or leave --compile out",
+        )

@@ -27,6 +27,14 @@ class StageAdvanced:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageTotal:
+    """How many steps a stage has in all is known now."""
+
+    stage: str
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageEnded:
     """A stage is done after `seconds`."""
 
@@ -41,7 +49,7 @@ class Notice:
     message: str
 
 
-Event = StageStarted | StageAdvanced | StageEnded | Notice
+Event = StageStarted | StageAdvanced | StageTotal | StageEnded | Notice
 Listener = Callable[[Event], None]
 
 

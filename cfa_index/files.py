@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cfa_index.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
+_TEMPORARY = ".tmp"
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         OutputError: see `writing`.
     """
     # Cut, or a long name would be too long with what is added to it.
-    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
     with writing(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +63,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `atomic_path` gave, for a file that was never finished."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
 def take_lock(file: Path) -> IO[str] | None:
     """Hold a lock until the result is closed, or this process dies; None when another one holds it."""
-    handle = file.open("w")
+    handle = file.open("a")  # what its holder wrote stays
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -31,7 +31,7 @@ class ScoredBatch:
         scores: (B,) float32, the maximum of each map; raw, larger is more anomalous.
         maps: (B, S, S) float32 anomaly maps in network pixels.
         patch_scores: (B, h, w) float32, before upsampling; 0 where not inspected.
-        neighbors: of the B*h*w patches, in row-major order.
+        neighbors: of the B*h*w patches, in row-major order, as many as were asked for.
     """
 
     scores: Tensor
@@ -44,7 +44,8 @@ class Scorer:
     """Backbone, descriptor and bank put together for inference on one device.
 
     Args:
-        backbone: frozen, on the device of the bank.
+        backbone: frozen, on the device of the bank; its precision is that of the products in descriptor and
+            search, too. Distances are float32 and exact in any case.
         descriptor: phi; its standardisation is folded into its weights here.
         bank: the memories.
         features, score: the settings.
@@ -62,19 +63,25 @@ class Scorer:
         baseline: Tensor | None = None,
     ) -> None:
         self.backbone = backbone
-        self.bank = bank
-        self._descriptor = descriptor.folded().to(bank.device)
+        half = backbone.precision == "bf16"
+        self.bank = bank.with_half_products() if half else bank
+        self._descriptor = descriptor.folded(torch.bfloat16 if half else torch.float32).to(bank.device)
         self._features = features
         self._neighbors = score.neighbors
-        self._patch_scores = certainty_scores if score.patch_score == "certainty" else nearest_distances
+        certainty = score.patch_score == "certainty"
+        self._patch_scores = certainty_scores if certainty else nearest_distances
+        self._needed_neighbors = score.neighbors if certainty else 1
         self.baseline = None if baseline is None else baseline.to(bank.device)
         self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
 
     @shared_threads()
     @torch.inference_mode()
-    def score_pixels(self, pixels: Tensor, frames: Sequence[Frame]) -> ScoredBatch:
-        """Score images: uint8 pixels (B, 3, S, S) and the frame of each."""
-        return self.score_pyramid(self.backbone.pyramid(pixels.to(self.bank.device)), frames)
+    def score_pixels(
+        self, pixels: Tensor, frames: Sequence[Frame], *, all_neighbors: bool = False
+    ) -> ScoredBatch:
+        """Score images: uint8 pixels (B, 3, S, S) and the frame of each; see `score_pyramid`."""
+        levels = self.backbone.pyramid(pixels.to(self.bank.device))
+        return self.score_pyramid(levels, frames, all_neighbors=all_neighbors)
 
     @shared_threads()
     @torch.inference_mode()
@@ -100,10 +107,19 @@ class Scorer:
 
     @shared_threads()
     @torch.inference_mode()
-    def score_pyramid(self, levels: Sequence[Tensor], frames: Sequence[Frame]) -> ScoredBatch:
-        """Score pooled pyramids, (B, C_l, h_l, w_l) each: the backbone's, or a PatchStore's."""
+    def score_pyramid(
+        self, levels: Sequence[Tensor], frames: Sequence[Frame], *, all_neighbors: bool = False
+    ) -> ScoredBatch:
+        """Score pooled pyramids, (B, C_l, h_l, w_l) each: the backbone's, or a PatchStore's.
+
+        Args:
+            levels: of B images.
+            frames: of each.
+            all_neighbors: find K neighbours where the score needs one only (Eq. 4), too; it takes longer.
+        """
         patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
-        neighbors = self.bank.search(patches.flatten(0, 1), self._neighbors, exact=True)
+        k = self._neighbors if all_neighbors else self._needed_neighbors
+        neighbors = self.bank.search(patches.flatten(0, 1), k, exact=True)
         grid = self._features.grid
         patch_scores = self._patch_scores(neighbors.sq_distances).view(len(patches), *grid)
         if self.baseline is not None:

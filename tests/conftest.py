@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import made_up
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
 
 # The same examples every time: what passes here passes on the next machine.
 settings.register_profile("shared-machine", deadline=None, derandomize=True)
@@ -18,3 +32,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> made_up.Workplace:
+    """A category whose generation 0002 was trained in one go."""
+    place = made_up.built_workplace(tmp_path_factory.mktemp("trained"))
+    outcome = made_up.cfa("train", "-c", "weave", *place.stores, "--epochs", "4")
+    assert outcome.code == 0, outcome
+    return place
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's chromium, without a window; its event loop lives as long as a module's tests."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CFA_INDEX_REQUIRE_BROWSER") == "1":
+        pytest.fail("no chromium on this machine: apt-get install -y --no-install-recommends chromium")
+    if found is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=list(QUIET))
+        yield browser
+        browser.close()

@@ -463,7 +463,7 @@ def test_the_csv_says_what_the_parquet_parts_say(place: Workplace, tmp_path: Pat
     assert outcome.code == 3, outcome
     document = outcome.document
     assert (document["images"], document["rejected"]) == (4, 1)
-    rows = pq.read_table(tmp_path / "out" / "parts" / "part-00000.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "out" / "parts" / "part-00000000.parquet").to_pylist()
     with (tmp_path / "out" / "scores.csv").open(newline="") as handle:
         read = list(csv.DictReader(handle))
     assert [row["uri"] for row in read] == [row["uri"] for row in rows]

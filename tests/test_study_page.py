@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from study_rows import made_up_row, made_up_rows
 
 from cfa_index import OutputError
@@ -20,23 +18,6 @@ from cfa_index.report.study_page import ratio_text, write_study_page
 HOSTILE = (
     "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">'\"&amp;"
 )
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None and os.environ.get("CFA_INDEX_REQUIRE_BROWSER") == "1":
-        pytest.fail("no chromium on this machine: apt-get install -y --no-install-recommends chromium")
-    if found is None:
-        pytest.skip("no chromium on this machine")
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=list(QUIET))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
-from cfa_index.bank.threads import set_threads, shared_threads
+from cfa_index.bank.threads import faiss_threads, set_threads, shared_threads, shares_torch_threads
 from cfa_index.bank.tuning import Truth, recall_at, tune
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "build_faiss",
     "changed_faiss",
     "exact_sq_distances",
+    "faiss_threads",
     "faiss_version",
     "gpu_count",
     "kmeans",
@@ -42,5 +43,6 @@ __all__ = [
     "recipes_of",
     "set_threads",
     "shared_threads",
+    "shares_torch_threads",
     "tune",
 ]

@@ -36,6 +36,22 @@ def set_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
+def faiss_threads() -> int:
+    """Threads that FAISS uses when it is called from this thread."""
+    return int(faiss.omp_get_max_threads())
+
+
+def shares_torch_threads() -> bool:
+    """Whether FAISS works in torch's pool of threads: asked by changing torch's number for a moment."""
+    before = torch.get_num_threads(), faiss_threads()
+    try:
+        torch.set_num_threads(before[1] + 1)
+        return faiss_threads() == before[1] + 1
+    finally:
+        torch.set_num_threads(before[0])
+        faiss.omp_set_num_threads(before[1])
+
+
 @contextmanager
 def shared_threads() -> Iterator[None]:
     """Around calls of FAISS: no more threads than torch may use; afterwards FAISS's number is what it was.

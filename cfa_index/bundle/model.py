@@ -27,10 +27,11 @@ from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.devices import resolve_device
+from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.images import Source, load_batches
 from cfa_index.scorer import Scorer
+from cfa_index.specs import Precision
 
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
@@ -91,6 +92,8 @@ class ModelBundle:
         device: str = "cpu",
         weights: Path | None = None,
         rebuild_index: bool = False,
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> ModelBundle:
         """Load a model.
 
@@ -101,14 +104,19 @@ class ModelBundle:
                 holds them takes the same file only.
             rebuild_index: make the index from the vectors and leave its file unread. FAISS's reader is native
                 code: for a model whose origin is not trusted.
+            precision: `bf16` for backbone, descriptor and the search's candidates in bfloat16. Distances are
+                float32 and exact; the threshold stays that of float32 (docs/precision.md).
+            compiled: compile the backbone, see `Backbone.for_inference`; give batches of one size then.
 
         Raises:
             BundleError: missing, damaged, unfinished, or of a newer version; or the weights are not
                 those that it was made with.
             WeightsError: the weights are missing or unreadable.
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, cannot multiply bfloat16, or there is no compiler.
+            SpecError: another word for a device or a precision.
         """
         target = resolve_device(device)
+        check_inference(target, precision, compiled=compiled)
         folder = Path(path)
         if not (folder / "manifest.json").exists():
             folder = current_generation(folder)
@@ -136,6 +144,7 @@ class ModelBundle:
                     if embedded
                     else "hand over the same file with --weights",
                 )
+        backbone.to(target).for_inference(precision, compiled=compiled)
         return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
 
     @staticmethod
@@ -149,6 +158,11 @@ class ModelBundle:
         for name, wrong in changed_files(folder, kept):
             if wrong:
                 raise damaged(folder / name, "a file that is missing or was changed")
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, which holds the checksums of all the files: two models that share it are one."""
+        return str(self.manifest.to_dict()["sha256"])
 
     @property
     def threshold(self) -> float | None:
@@ -204,7 +218,7 @@ class ModelBundle:
         for batch in load_batches(sources, features, batch_size=batch_size, threads=threads):
             if batch.errors:
                 raise batch.errors[0][1]
-            scored = self.scorer.score_pixels(batch.pixels, batch.frames)
+            scored = self.scorer.score_pixels(batch.pixels, batch.frames, all_neighbors=True)
             maps, patch_scores = scored.maps.cpu().numpy(), scored.patch_scores.cpu().numpy()
             by_patch = (len(batch.frames), *features.grid, -1)
             ids = scored.neighbors.ids.view(by_patch).cpu().numpy()

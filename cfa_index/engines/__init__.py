@@ -1,5 +1,5 @@
-"""Where batches run. An engine is passed functions; it knows nothing of images or models."""
+"""Where the work of a run is done; an engine is passed functions and knows nothing of images."""
 
-from cfa_index.engines.local import run_shards
+from cfa_index.engines.workers import Lost, Workers
 
-__all__ = ["run_shards"]
+__all__ = ["Lost", "Workers"]

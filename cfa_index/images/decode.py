@@ -15,14 +15,14 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
@@ -34,12 +34,15 @@ from PIL.WebPImagePlugin import WebPImageFile
 from cfa_index.errors import ImageError
 from cfa_index.files import printable
 
+if TYPE_CHECKING:  # a process that only decodes does without
+    import torch
+
 SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Names that end so, in any case, are taken for images."""
 MAX_PIXELS = 64_000_000
 """Width times height above which an image is refused before its pixels are decoded."""
 
-Source: TypeAlias = Path | str | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor
+Source: TypeAlias = "Path | str | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor"
 """What `as_image` takes."""
 
 # The readers are named one by one and chosen by the file's first bytes, so that no other parser ever
@@ -289,7 +292,7 @@ def as_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if isinstance(source, Image.Image):
             check_size(*source.size, max_pixels=max_pixels, name="the given image")
             return _upright_rgb(source, "the given image")
-        if isinstance(source, torch.Tensor):
+        if _is_tensor(source):
             return _from_array(_tensor_values(source), max_pixels, "the given tensor")
         if isinstance(source, np.ndarray):
             return _from_array(source, max_pixels, "the given array")
@@ -300,6 +303,12 @@ def as_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     )
 
 
+def _is_tensor(source: object) -> TypeGuard[torch.Tensor]:
+    """Nobody has a tensor who has not imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
 def _tensor_values(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """(H, W, C) uint8 or float32 of a tensor (C, H, W)."""
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
@@ -308,6 +317,8 @@ def _tensor_values(tensor: torch.Tensor) -> npt.NDArray[Any]:
             got=f"shape {tuple(tensor.shape)}",
             remedy="pass one image at a time, channels first",
         )
+    import torch
+
     if tensor.dtype != torch.uint8 and not tensor.dtype.is_floating_point:
         raise ImageError(
             expected="a tensor of uint8, or of floats in [0, 1]",

@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
 
 from cfa_index.errors import ImageError
 from cfa_index.specs import CROP_RATIO, FeatureSpec
+
+if TYPE_CHECKING:  # a process that only decodes does without
+    import torch
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixel edges; right and bottom are outside."""
@@ -132,7 +136,7 @@ def frame_of(width: int, height: int, features: FeatureSpec) -> Frame:
     )
 
 
-def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Tensor, Frame]:
+def square_pixels(image: Image.Image, features: FeatureSpec) -> tuple[npt.NDArray[np.uint8], Frame]:
     """The square that the network sees, resized by Pillow's antialiased bilinear filter.
 
     Not normalised: each backbone brings its own normalisation.
@@ -156,7 +160,15 @@ def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Ten
         square = Image.new("RGB", (features.size_px, features.size_px))
         square.paste(resized, (plan.left, plan.top))  # what falls outside is cropped
         resized = square
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous(), frame  # (3, S, S)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), frame  # (3, S, S)
+
+
+def network_pixels(image: Image.Image, features: FeatureSpec) -> tuple[torch.Tensor, Frame]:
+    """`square_pixels` as a tensor: uint8 (3, size_px, size_px), and the frame. Raises ImageError."""
+    import torch
+
+    pixels, frame = square_pixels(image, features)
+    return torch.from_numpy(pixels), frame
 
 
 def valid_mask(frames: Sequence[Frame], grid: tuple[int, int]) -> torch.Tensor:
@@ -169,6 +181,8 @@ def valid_mask(frames: Sequence[Frame], grid: tuple[int, int]) -> torch.Tensor:
     Returns:
         bool (B, h, w), on the CPU.
     """
+    import torch
+
     height, width = grid
     mask = torch.zeros(len(frames), height, width, dtype=torch.bool)
     for number, frame in enumerate(frames):
@@ -180,6 +194,8 @@ def valid_mask(frames: Sequence[Frame], grid: tuple[int, int]) -> torch.Tensor:
 
 def _inside(low: int, high: int, cells: int, frame: Frame) -> torch.Tensor:
     """(cells,) bool: which reach into [low, high) network pixels."""
+    import torch
+
     size = frame.size_px / cells
     edges = torch.arange(cells, dtype=torch.float64) * size
     return (edges + size > low) & (edges < high)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cfa_index.errors import ImageError
 from cfa_index.images.decode import MAX_PIXELS, opened
-from cfa_index.images.frame import Box, Frame, frame_of, network_pixels
+from cfa_index.images.frame import Box, Frame, frame_of, square_pixels
 from cfa_index.specs import FeatureSpec
 from cfa_index.stitch import Band, Stitcher, map_px, no_band
 
@@ -123,8 +123,7 @@ def view_at(image: Image.Image, features: FeatureSpec, number: int) -> tuple[npt
         ImageError: the image is not RGB.
     """
     if not features.tile_px:
-        pixels, frame = network_pixels(image, features)
-        return pixels.numpy(), frame
+        return square_pixels(image, features)
     if image.mode != "RGB":
         raise ImageError(expected="an RGB image", got=f"mode {image.mode}", remedy="pass it through to_rgb")
     frame = frame_at(image.width, image.height, features, number)
@@ -136,7 +135,7 @@ def view_at(image: Image.Image, features: FeatureSpec, number: int) -> tuple[npt
     return np.ascontiguousarray(np.asarray(tile).transpose(2, 0, 1)), frame  # (3, S, S)
 
 
-def views(image: Image.Image, features: FeatureSpec) -> Iterator[tuple[npt.NDArray[np.uint8], Frame]]:
+def views_of(image: Image.Image, features: FeatureSpec) -> Iterator[tuple[npt.NDArray[np.uint8], Frame]]:
     """Every view of an image in order, cut when it is asked for; see `view_at`."""
     for number in range(view_count(image.width, image.height, features)):
         yield view_at(image, features, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from cfa_index.files import atomic_path
+from cfa_index.files import write_bytes
 from cfa_index.images import Frame
-from cfa_index.maps import to_source
 from cfa_index.report.colours import heat_colours
+from cfa_index.resample import to_source
 
 _LARGEST_SIDE_PX = 1024
 _OPACITY = 0.65
@@ -120,11 +121,17 @@ def boxed(
 
 def save_picture(image: Image.Image, path: Path, credit: str = "") -> None:
     """Write a PNG whole, its folder too; a credit becomes its text chunk `Copyright`. Raises OutputError."""
+    write_bytes(path, png_bytes(image, credit))
+
+
+def png_bytes(image: Image.Image, credit: str = "") -> bytes:
+    """A picture as the content of a PNG file; a credit becomes its text chunk `Copyright`."""
     texts = PngInfo()
     if credit:
         texts.add_text("Copyright", credit)
-    with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=texts)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=texts)
+    return buffer.getvalue()
 
 
 def context_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from cfa_index.errors import OutputError
 from cfa_index.files import printable, write_bytes
+from cfa_index.report.pages import in_script, page_part
 from cfa_index.report.study_row import AXES, PALETTE, StudyRow, accuracy_of, index_names, views
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -55,12 +54,11 @@ def write_study_page(path: Path, rows: Sequence[StudyRow], *, title: str, facts:
     from plotly.offline import get_plotlyjs
 
     listed = list(rows)
-    page = files("cfa_index.report").joinpath("study_page.html").read_text(encoding="utf-8")
-    text = Template(page).substitute(
+    text = Template(page_part("study_page.html")).substitute(
         title=html.escape(printable(title)),
         facts=html.escape(printable(" · ".join(facts))),
         objectives=html.escape(f"memory, latency and {accuracy_of(listed).label}"),
-        document=_in_script(_document(listed)),
+        document=in_script(_document(listed)),
         plotly=get_plotlyjs(),
     )
     write_bytes(path, text.encode())
@@ -85,9 +83,3 @@ def _document(rows: list[StudyRow]) -> dict[str, Any]:
             for number, row in enumerate(rows)
         ],
     }
-
-
-def _in_script(document: Any) -> str:
-    """JSON that no HTML parser takes for the end of its element, or for the start of another."""
-    text = json.dumps(document, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -16,7 +16,7 @@ from cfa_index.specs.features import (
 )
 from cfa_index.specs.index import INDEX_NAMES, IndexSpec
 from cfa_index.specs.model import ModelSpec, PresetName
-from cfa_index.specs.score import Baseline, PatchScore, ScoreSpec
+from cfa_index.specs.score import Baseline, PatchScore, Precision, ScoreSpec
 from cfa_index.specs.train import Selection, TrainSpec
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Initialisation",
     "ModelSpec",
     "PatchScore",
+    "Precision",
     "PresetName",
     "ScoreSpec",
     "Selection",

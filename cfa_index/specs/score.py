@@ -9,6 +9,7 @@ from cfa_index.specs.base import Spec, require
 
 Baseline = Literal["none", "position"]
 PatchScore = Literal["nearest", "certainty"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,22 @@ shard is compared with its checksum when it is first read.
 
 from cfa_index.store.joined import JoinedStore
 from cfa_index.store.layout import SHARD_IMAGES, StoredImage, StoreHeader, plan_shards
+from cfa_index.store.maps import METADATA_FILE, maps_file, maps_metadata, maps_shard, read_maps_shard
 from cfa_index.store.reader import PatchStore
 from cfa_index.store.writer import StoreWriter, recorded_images
 
 __all__ = [
+    "METADATA_FILE",
     "SHARD_IMAGES",
     "JoinedStore",
     "PatchStore",
     "StoreHeader",
     "StoreWriter",
     "StoredImage",
+    "maps_file",
+    "maps_metadata",
+    "maps_shard",
     "plan_shards",
+    "read_maps_shard",
     "recorded_images",
 ]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import ImageBatch, ImageMap, MapJoiner, load_batches, view_count
-from cfa_index.maps import fuse_maps, to_source
+from cfa_index.resample import fuse_maps, to_source
 from cfa_index.scorer import Scorer
 
 

@@ -85,13 +85,13 @@ class QueryResult:
 
 @shared_threads()
 def query(
-    bundle: ModelBundle, path: Path, *, patches: int = 4, threshold: float | None = None
+    bundle: ModelBundle, path: Path | bytes, *, patches: int = 4, threshold: float | None = None
 ) -> QueryResult:
     """Score one image and find what its worst patches matched.
 
     Args:
         bundle: the model.
-        path: of the image.
+        path: of the image, or its file's content; the result's path is then empty.
         patches: how many of the worst, no two touching each other.
         threshold: in place of the model's own.
 
@@ -126,7 +126,8 @@ def query(
                 matches=matches,
             )
         )
-    return QueryResult(path=str(path), image=image, verdict=verdict, threshold=limit, worst=tuple(worst))
+    name = "" if isinstance(path, bytes) else str(path)
+    return QueryResult(path=name, image=image, verdict=verdict, threshold=limit, worst=tuple(worst))
 
 
 def query_picture(result: QueryResult, *, footer: str = "") -> Image.Image:

@@ -1,45 +1,44 @@
-"""Score a folder: Parquet parts and a CSV, a row an image, broken images too."""
+"""Score a folder of any size: listed, read, scored and written at the same time, and nothing lost on the way.
+
+A shard of images is a part of the scores. It is written whole under a name of its own, so that a run that was
+stopped at any moment goes on with the shards that are missing.
+"""
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
-from cfa_index.engines import run_shards
-from cfa_index.errors import DatasetError, ImageError, OutputError
-from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.files import atomic_path, printable, sha256_of_json, write_json, writing
-from cfa_index.images import Frame, decode, list_images, load_batches
-from cfa_index.report import overlay, save_picture
+from cfa_index.engines import Workers
+from cfa_index.errors import SpecError
+from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
+from cfa_index.images import MAX_PIXELS
+from cfa_index.places import open_place
+from cfa_index.workflows.score_heatmaps import Heatmaps
+from cfa_index.workflows.score_listing import Listing, require_images
+from cfa_index.workflows.score_pipeline import Pipeline, Waits, read_entry
+from cfa_index.workflows.score_report import REPORT_FILE, write_report
+from cfa_index.workflows.score_target import (
+    LOCK_FILE,
+    RUN_FILE,
+    MapShards,
+    Parts,
+    claim,
+    require_apart,
+    write_csv,
+)
 
-SCHEMA_VERSION = 1
-_SHARD_IMAGES = 512
-_FINGERPRINT = "files"
-_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("image_id", pa.int64()),
-    ("uri", pa.string()),
-    ("score", pa.float32()),
-    ("is_anomalous", pa.bool_()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("error", pa.string()),
-    ("model_sha", pa.string()),
-]
-_SCHEMA = pa.schema(_FIELDS)
+SCHEMA_VERSION = 2
+_TELL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,284 +46,241 @@ class ScoreReport:
     """What a run left in its target.
 
     Attributes:
-        output: the target folder, with parts/, scores.csv, run.json and heatmaps/ if asked.
+        output: the target, with run.json, parts/, scores.csv and what else was asked for.
         images, anomalous, rejected: rows, those above the threshold, those with an error.
         resumed: rows that an earlier run had left.
+        threshold: that was applied.
+        stopped: whether it was asked to stop before the end; the same call goes on.
+        seconds: that it took.
+        wait_read, wait_write: shares of them in which scoring waited for images, and for what it writes.
     """
 
-    output: Path
+    output: str
     images: int
     anomalous: int
     rejected: int
     resumed: int
     threshold: float | None
+    stopped: bool
+    seconds: float
+    wait_read: float
+    wait_write: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"schema_version": SCHEMA_VERSION, **self.__dict__, "output": str(self.output)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shard:
-    """Up to `_SHARD_IMAGES` images; `fingerprint` changes with any name, size or time of change."""
-
-    number: int
-    images: tuple[Path, ...]
-    uris: tuple[str, ...]
-    fingerprint: str
-
-    @property
-    def first_id(self) -> int:
-        return self.number * _SHARD_IMAGES
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Heatmaps:
-    """Where the heatmaps of a run go: <image_id>_<name>.png."""
-
-    folder: Path
-    threshold: float | None
-    credit: str
-
-    def write(self, image_id: int, image: Path, anomaly_map: NDArray[np.float32], frame: Frame) -> None:
-        """The heatmap of one image. Raises ImageError, OutputError."""
-        name = re.sub(r"[^\w.-]", "_", image.stem)[:40]
-        picture = overlay(decode(image), anomaly_map, frame, self.threshold)
-        save_picture(picture, self.folder / f"{image_id:08d}_{name}.png", self.credit)
-
-    def ids(self) -> Iterator[tuple[int, Path]]:
-        """Those that are there, in no order."""
-        for file in self.folder.glob("*_*.png"):
-            number = file.name.partition("_")[0]
-            if number.isascii() and number.isdigit():
-                yield int(number), file
-
-    def remove(self, ids: range) -> None:
-        """Delete those of some images, under whichever name. Raises OutputError."""
-        for image_id, file in self.ids():
-            if image_id in ids:
-                with writing(file):
-                    file.unlink(missing_ok=True)
+        return {"schema_version": SCHEMA_VERSION, **self.__dict__}
 
 
 @shared_threads()
 def score_folder(
     bundle: ModelBundle,
-    folder: Path,
-    output: Path,
+    folder: Path | str,
+    output: Path | str,
     *,
     threshold: float | None = None,
     heatmaps: bool = False,
+    maps: bool = False,
     batch_size: int = 8,
-    threads: int = 2,
+    shard_images: int = 256,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 0,
+    time_limit_s: float = 60.0,
+    rescan: bool = False,
+    retry_errors: bool = False,
+    gallery: int | None = None,
     credit: str = "",
+    stop: Callable[[], bool] = lambda: False,
     listener: Listener = ignore,
 ) -> ScoreReport:
-    """Score every image below a folder; memory does not grow with their number.
+    """Score every image below a folder: a row an image, those that cannot be read with their error.
 
-    A rerun skips the parts whose files have not changed (name, size, time), and what the target holds
-    of images that are gone is deleted. It refuses if the model, the threshold, the options or the
-    folder are not those of the first run.
+    Memory depends on the batch, the shard and the largest image, not on the number of images. The list of
+    images is made once: a run that goes on takes it as it is. What is in the target decides what is left to do.
 
     Args:
         bundle: the model.
-        folder: searched for images, its subfolders too.
+        folder: searched for images, its subfolders too; links to folders are not entered.
         output: target folder, outside `folder`.
         threshold: in place of the model's own.
         heatmaps: also write a PNG an image.
+        maps: also keep the anomaly maps (images, S, S) float32, as a Zarr array.
         batch_size: images a forward pass.
-        threads: that decode.
-        credit: whom the images are from, for the heatmaps' text chunk `Copyright`.
+        shard_images: images a part; also what is lost when a run is killed, at most.
+        max_pixels: an image with more is refused before it is decoded.
+        workers: processes that read images and draw heatmaps. They need a main module that can be imported
+            (`if __name__ == "__main__"`); with 0, threads of this process do it.
+        time_limit_s: seconds for a file, with workers only; one that takes longer is a row with an error.
+        rescan: walk the folder again, and score what is new or has changed.
+        retry_errors: score those images again that had an error.
+        gallery: also write report.html, with pictures of so many of the highest scores; None for no page.
+        credit: whom the images are from, on the page and in the pictures.
+        stop: asked before each shard; True ends the run when the shards that were begun are written.
         listener: told of progress.
 
     Raises:
         DatasetError: the folder is missing or holds no image.
-        SpecError: the threshold is not finite.
-        OutputError: the target belongs to another run, lies inside the folder, or cannot be written.
+        SpecError: the threshold is not finite, or a number is out of its range.
+        OutputError: the target belongs to another run or is at work, lies inside the folder, or cannot be
+            written.
     """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("shard_images", shard_images),
+        ("max_pixels", max_pixels),
+    ):
+        if value < 1:
+            raise SpecError(
+                expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
+            )
     limit = bundle.threshold_or(threshold)
-    images = list_images(folder)
-    first = next(images, None)
-    if first is None:
-        raise DatasetError(
-            expected=f"images in {folder}",
-            got="none",
-            remedy="give a folder with png, jpg, bmp, tif or webp files",
-        )
+    source, target = open_place(folder), open_place(output)
+    require_apart(source, target)
+    if target.read(RUN_FILE) is None:
+        require_images(source)  # a source without any leaves no target
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "model_sha": bundle.manifest.to_dict()["sha256"],
-        "folder": str(folder.resolve()),
+        "model_sha": bundle.sha256,
+        "folder": source.uri,
         "threshold": limit,
         "heatmaps": heatmaps,
+        "maps": maps,
+        "precision": bundle.backbone.precision,
+        "batch_size": batch_size,
+        "shard_images": shard_images,
+        "max_pixels": max_pixels,
     }
-    _claim(output, folder, settings)
-    pictures = _Heatmaps(folder=output / "heatmaps", threshold=limit, credit=credit) if heatmaps else None
-    drawn = {image_id // _SHARD_IMAGES for image_id, _ in pictures.ids()} if pictures else set()
-    parts: list[Path] = []
-    counts = {"images": 0, "anomalous": 0, "rejected": 0, "resumed": 0}
+    size_px = bundle.manifest.spec.features.size_px
+    map_shards = MapShards(target=target, shard_images=shard_images, size_px=size_px) if maps else None
+    drawing = (
+        Heatmaps(source=source, target=target, threshold=limit, credit=credit, max_pixels=max_pixels)
+        if heatmaps
+        else None
+    )
+    waits = Waits()
+    started = time.perf_counter()
+    with target.held(LOCK_FILE):
+        claim(target, settings)
+        target.sweep()
+        listing = Listing(source, target, shard_images)
+        _list_again(listing, rescan, listener)
+        with (
+            _listing_ahead(listing),
+            Workers(workers, time_limit_s=time_limit_s, functions=(read_entry, Heatmaps.draw)) as pool,
+            stage(listener, "score", None, "images") as advance,
+        ):
+            progress = _Progress(listing, waits, advance, listener)
+            Pipeline(
+                bundle=bundle,
+                limit=limit,
+                source=source,
+                parts=Parts(target),
+                maps=map_shards,
+                heatmaps=drawing,
+                workers=pool,
+                batch_size=batch_size,
+                max_pixels=max_pixels,
+                retry_errors=retry_errors,
+                stop=stop,
+                advance=progress,
+                listener=listener,
+                waits=waits,
+            ).run(listing.shards())
+            progress.tell()
+        stopped = progress.images != listing.total
+        if not stopped:
+            if map_shards is not None:
+                map_shards.finish(listing.end_id)
+            write_csv(Parts(target))
+            is_new = progress.resumed < progress.images or target.read(REPORT_FILE) is None
+            if gallery is not None and is_new:
+                write_report(
+                    bundle,
+                    source,
+                    target,
+                    shard_images=shard_images,
+                    threshold=limit,
+                    gallery=gallery,
+                    credit=credit,
+                    listener=listener,
+                )
+        anomalous = sum(pc.sum(table["is_anomalous"]).as_py() or 0 for table in Parts(target).tables())
+    seconds = time.perf_counter() - started
+    return ScoreReport(
+        output=str(output),
+        images=progress.images,
+        anomalous=anomalous,
+        rejected=progress.errors,
+        resumed=progress.resumed,
+        threshold=limit,
+        stopped=stopped,
+        seconds=seconds,
+        wait_read=waits.read / seconds,
+        wait_write=waits.write / seconds,
+    )
 
-    with stage(listener, "score", None, "images") as advance:
 
-        def scored(images: int, errors: int) -> None:
-            counts["images"] += images
-            counts["rejected"] += errors
-            advance(images, errors=counts["rejected"])
+class _Progress:
+    """Counts images and tells of them, now and then; see `score_pipeline.Advance`."""
 
-        def finished(shard: _Shard) -> pa.Table | None:
-            parts.append(_part(output, shard))
-            table = _read_part(output, shard)
-            if table is not None:
-                counts["resumed"] += len(table)
-                scored(len(table), len(table) - table["error"].null_count)
-            return table
+    def __init__(
+        self, listing: Listing, waits: Waits, advance: Callable[..., None], listener: Listener
+    ) -> None:
+        self.images = self.errors = self.resumed = 0
+        self._listing = listing
+        self._waits = waits
+        self._advance = advance
+        self._listener = listener
+        self._started = self._told = time.perf_counter()
+        self._new = self._old = 0
+        self._total: int | None = None
 
-        def work(shard: _Shard) -> pa.Table:
-            if pictures and shard.number in drawn:
-                pictures.remove(range(shard.first_id, shard.first_id + _SHARD_IMAGES))
-            table = _score_shard(bundle, shard, limit, pictures, batch_size, threads, scored, listener)
-            with atomic_path(_part(output, shard)) as temporary:
-                pq.write_table(table.replace_schema_metadata({_FINGERPRINT: shard.fingerprint}), temporary)
-            return table
+    def __call__(self, images: int, *, errors: int, resumed: bool = False) -> None:
+        self.images += images
+        self.errors += errors
+        if resumed:
+            self.resumed += images
+            self._old += images
+        else:
+            self._new += images
+        if time.perf_counter() - self._told > _TELL_EVERY_S:
+            self.tell()
 
-        def collect(table: pa.Table) -> None:
-            counts["anomalous"] += sum(1 for value in table["is_anomalous"].to_pylist() if value)
+    def tell(self) -> None:
+        """Tell of the images since the last time, and of the total once it is known."""
+        if self._listing.total != self._total:
+            self._total = self._listing.total
+            self._listener(StageTotal(stage="score", total=self._total or 0))
+        self._told = time.perf_counter()
+        elapsed = max(self._told - self._started, 1e-9)
+        figures = {
+            "errors": self.errors,
+            "wait_read": self._waits.read / elapsed,
+            "wait_write": self._waits.write / elapsed,
+        }
+        for steps, scored in ((self._old, 0), (self._new, self._new)):
+            if steps:
+                self._advance(steps, images=scored, **figures)
+        self._old = self._new = 0
 
-        run_shards(
-            _shards(itertools.chain([first], images), folder), finished=finished, work=work, collect=collect
+
+def _list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
+    """Before scoring, since it may change the list of what is scored already."""
+    if rescan or listing.is_interrupted:
+        with stage(listener, "list", None, "images"):
+            listing.rescan()
+    elif listing.is_whole:
+        listener(
+            Notice(message="the images that an earlier run listed; --rescan looks for new and changed ones")
         )
-    _remove_others(output / "parts", parts)
-    if pictures:
-        pictures.remove(range(counts["images"], sys.maxsize))
-    _write_csv(output, parts)
-    return ScoreReport(output=output, threshold=limit, **counts)
 
 
-def _shards(images: Iterator[Path], folder: Path) -> Iterator[_Shard]:
-    for number in itertools.count():
-        part = tuple(itertools.islice(images, _SHARD_IMAGES))
-        if not part:
-            return
-        uris = tuple(printable(path.relative_to(folder).as_posix()) for path in part)
-        # Before the images are read: one that changes meanwhile is scored again by the next run.
-        files = [[uri, *_size_and_time(path)] for uri, path in zip(uris, part, strict=True)]
-        yield _Shard(number=number, images=part, uris=uris, fingerprint=sha256_of_json(files))
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and nanoseconds; -1 for a file that cannot be looked at."""
+@contextmanager
+def _listing_ahead(listing: Listing) -> Iterator[None]:
+    """The walk goes on in a thread of its own while the body reads its shards."""
+    thread = threading.Thread(target=listing.write, name="cfa-index-list")
+    thread.start()
     try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
-
-
-def _claim(output: Path, folder: Path, settings: dict[str, Any]) -> None:
-    """Take a target folder, new or left by a run with the same settings."""
-    inside = output.resolve().is_relative_to(folder.resolve())
-    if inside:
-        raise OutputError(
-            expected=f"an output folder outside {folder}",
-            got=str(output),
-            remedy="choose another -o, or its pictures would be scored too",
-        )
-    file = output / "run.json"
-    if file.exists():
-        try:
-            before = json.loads(file.read_bytes())
-        except ValueError:
-            before = {}
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise OutputError(
-                expected=f"{output} to be from a run with the same {', '.join(changed)}",
-                got="; ".join(
-                    f"{name} {before.get(name)!r} then, {settings[name]!r} now" for name in changed
-                ),
-                remedy="give another -o, or delete this folder",
-            )
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(
-            expected=f"{output} to be new, empty, or from an earlier run",
-            got="something else there",
-            remedy="give another -o",
-        )
-    write_json(file, settings)  # first of all, or a run that fails here could not be given again
-
-
-def _part(output: Path, shard: _Shard) -> Path:
-    return output / "parts" / f"part-{shard.number:05d}.parquet"
-
-
-def _read_part(output: Path, shard: _Shard) -> pa.Table | None:
-    """The part that an earlier run wrote for the same, unchanged images, if any."""
-    file = _part(output, shard)
-    if not file.exists():
-        return None
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid):
-        return None
-    found = (table.schema.metadata or {}).get(_FINGERPRINT.encode(), b"")
-    return table if found == shard.fingerprint.encode() else None
-
-
-def _remove_others(folder: Path, parts: Sequence[Path]) -> None:
-    """Delete the parts of a longer run before this one. Raises OutputError."""
-    for file in set(folder.glob("part-*.parquet")).difference(parts):
-        with writing(file):
-            file.unlink(missing_ok=True)
-
-
-def _score_shard(
-    bundle: ModelBundle,
-    shard: _Shard,
-    limit: float | None,
-    heatmaps: _Heatmaps | None,
-    batch_size: int,
-    threads: int,
-    scored: Callable[[int, int], None],
-    listener: Listener,
-) -> pa.Table:
-    rows: dict[int, dict[str, Any]] = {}
-    model_sha = str(bundle.manifest.to_dict()["sha256"])
-    for batch in load_batches(
-        shard.images, bundle.manifest.spec.features, batch_size=batch_size, threads=threads
-    ):
-        for position, error in batch.errors:
-            listener(Notice(message=f"left out: {error}"))
-            rows[position] = {"error": str(error)}
-        verdict = bundle.scorer.score_pixels(batch.pixels, batch.frames)
-        for slot, (position, frame) in enumerate(zip(batch.positions, batch.frames, strict=True)):
-            score = float(verdict.scores[slot])
-            rows[position] = {
-                "score": score,
-                "is_anomalous": None if limit is None else score > limit,
-                "width": frame.source_width,
-                "height": frame.source_height,
-            }
-            if heatmaps is not None:
-                anomaly_map = verdict.maps[slot].cpu().numpy()
-                try:
-                    heatmaps.write(shard.first_id + position, shard.images[position], anomaly_map, frame)
-                except ImageError as error:  # it was readable a moment ago; its score stands
-                    listener(Notice(message=f"no heatmap: {error}"))
-        scored(len(batch.positions) + len(batch.errors), len(batch.errors))
-    table = [
-        {"image_id": shard.first_id + number, "uri": uri, "model_sha": model_sha, **rows[number]}
-        for number, uri in enumerate(shard.uris)
-    ]
-    return pa.Table.from_pylist(table, schema=_SCHEMA)
-
-
-def _write_csv(output: Path, parts: Sequence[Path]) -> None:
-    """scores.csv from the parts of this run, one at a time."""
-    with atomic_path(output / "scores.csv") as temporary, temporary.open("w", newline="") as handle:
-        # Lines end with CR LF (RFC 4180): with LF alone, Python below 3.13 leaves a CR in a name unquoted.
-        writer = csv.writer(handle)
-        writer.writerow(_SCHEMA.names)
-        for part in parts:
-            for row in pq.read_table(part).to_pylist():
-                writer.writerow("" if row[name] is None else row[name] for name in _SCHEMA.names)
+        yield
+    finally:
+        listing.stop()
+        thread.join()

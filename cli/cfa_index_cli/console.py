@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +34,7 @@ from cfa_index import (
     StageAdvanced,
     StageEnded,
     StageStarted,
+    StageTotal,
     json_text,
     write_json,
     writing,
@@ -52,32 +53,53 @@ class _Figures(ProgressColumn):
         rate = task.fields.get("rate")
         if rate:
             parts.append(f"{rate:.1f} {task.fields['unit']}/s")
-        parts += [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("images", "epoch")]
+        parts += _figures(figures)
         if "epoch" in figures:
             parts.insert(0, f"epoch {figures['epoch']:.0f}")
         return Text("  ".join(parts), style="dim")
 
 
-class _Display:
-    """Shows events: bars on a terminal, a plain line now and then elsewhere."""
+class _TimeLeft(ProgressColumn):
+    """Of the rate so far, which what an earlier run has done has no part in."""
 
-    def __init__(self, console: Console) -> None:
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), style="cyan")
+
+
+class _Display:
+    """Shows events: bars on a terminal, a plain line now and then elsewhere.
+
+    Args:
+        console: to write to.
+        level: `info` shows all; `warning` notices only, `error` nothing, `debug` a line for every event.
+    """
+
+    def __init__(self, console: Console, level: str = "info") -> None:
         self.console = console
+        self._level = level
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total: int | None = None
-        self._unit, self._done, self._images = "", 0, 0.0
+        self._unit, self._done, self._new, self._images = "", 0, 0, 0.0
         self._started = self._shown = 0.0
         self.seconds: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
+        if self._level == "debug":
+            line = f"{type(event).__name__} {asdict(event)}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if isinstance(event, StageStarted):
             self._start(event)
         elif isinstance(event, StageAdvanced):
             self._advance(event)
+        elif isinstance(event, StageTotal):
+            self._total = event.total
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, total=event.total)
         elif isinstance(event, StageEnded):
             self._end(event)
-        elif isinstance(event, Notice):
+        elif isinstance(event, Notice) and self._level != "error":
             self.console.print(Text(event.message, style="yellow"), soft_wrap=True)
 
     def close(self) -> None:
@@ -88,38 +110,42 @@ class _Display:
 
     def _start(self, event: StageStarted) -> None:
         self.close()  # of a stage that failed: rich takes one bar at a time
-        self._unit, self._total, self._done, self._images = event.unit, event.total, 0, 0.0
+        self._unit, self._total = event.unit, event.total
+        self._done, self._new, self._images = 0, 0, 0.0
         self._started = self._shown = time.monotonic()
-        if self.console.is_terminal and event.total != 0:
+        if self.console.is_terminal and event.total != 0 and self._level == "info":
             self._progress = Progress(
                 TextColumn("{task.description:>12}"),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                _TimeLeft(),
                 _Figures(),
                 console=self.console,
                 transient=True,
             )
             self._task = self._progress.add_task(
-                event.stage, total=event.total, unit=_rate_unit(event.unit), figures={}, rate=0.0
+                event.stage, total=event.total, unit=_rate_unit(event.unit), figures={}, rate=0.0, left=None
             )
             self._progress.start()
 
     def _advance(self, event: StageAdvanced) -> None:
         self._done += event.steps
-        self._images += event.fields.get("images", event.steps)
+        images = event.fields.get("images", event.steps)
+        self._images += images
+        self._new += event.steps if images else 0  # none where an earlier run did them
         now = time.monotonic()
         rate = self._images / max(now - self._started, 1e-9)
+        # Steps an image, of those of this run: an epoch's are fewer.
+        left = None
+        if self._total is not None and self._new:
+            left = (self._total - self._done) * (now - self._started) / self._new
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=event.steps, figures=event.fields, rate=rate)
-        elif now - self._shown > _PLAIN_EVERY_SECONDS:
+            self._progress.update(self._task, advance=event.steps, figures=event.fields, rate=rate, left=left)
+        elif self._level in ("info", "debug") and now - self._shown > _PLAIN_EVERY_SECONDS:
             self._shown = now
             total = f"/{self._total}" if self._total else ""
-            left = (self._total - self._done) * (now - self._started) / self._done if self._total else None
-            figures = "".join(
-                f", {name} {value:.4g}" for name, value in event.fields.items() if name != "images"
-            )
+            figures = "".join(f", {figure}" for figure in _figures(event.fields))
             eta = f", {left:.0f} s left" if left is not None else ""
             self.console.print(
                 f"{event.stage}: {self._done}{total} {self._unit}, {rate:.1f} {_rate_unit(self._unit)}/s{eta}{figures}",
@@ -130,13 +156,23 @@ class _Display:
     def _end(self, event: StageEnded) -> None:
         self.close()
         self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + event.seconds
-        if self._done:
-            rate = self._images / max(event.seconds, 1e-9)
+        if self._done and self._level in ("info", "debug"):
+            rate = f" ({self._images / max(event.seconds, 1e-9):.1f} {_rate_unit(self._unit)}/s)"
             self.console.print(
-                f"{event.stage:>12}: {self._done} {self._unit} in {event.seconds:.1f} s"
-                f" ({rate:.1f} {_rate_unit(self._unit)}/s)",
+                f"{event.stage:>12}: {self._done} {self._unit} in {event.seconds:.1f} s{rate if self._new else ''}",
                 highlight=False,
             )
+
+
+def _figures(fields: Mapping[str, float]) -> list[str]:
+    """Figures of a step for a person; those named wait_x are shares of the time."""
+    return [
+        f"waits to {name.removeprefix('wait_')} {value:.0%}"
+        if name.startswith("wait_")
+        else f"{name} {value:.4g}"
+        for name, value in fields.items()
+        if name not in ("images", "epoch")
+    ]
 
 
 def _rate_unit(unit: str) -> str:
@@ -155,21 +191,26 @@ class Session:
         """One line for the person, on standard error."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table for the person, on standard error."""
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+    ) -> None:
+        """A small table for the person, on standard error; all but the first column to the right, unless `words`."""
         table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
         for number, name in enumerate(header):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(name, justify="left" if words or number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
 
 
 @contextmanager
-def session(events: Path | None) -> Iterator[Session]:
-    """A console and a listener for the body of a command; `events` also gets a line of JSON an event."""
+def session(events: Path | None, level: str | None = None) -> Iterator[Session]:
+    """A console and a listener for the body of a command; `events` also gets a line of JSON an event.
+
+    `level` is error, warning, info or debug; without one, $CFA_INDEX_LOG_LEVEL decides.
+    """
     console = Console(stderr=True)
-    display = _Display(console)
+    display = _Display(console, level or os.environ.get("CFA_INDEX_LOG_LEVEL", "info"))
     listener: Listener = display
     handle = None
     if events is not None:

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cfa_index_cli.commands import backbones, bank, build, dataset, demo, evaluate, query, score, study, train
+from cfa_index_cli.commands import (
+    backbones,
+    bank,
+    build,
+    dataset,
+    demo,
+    doctor,
+    evaluate,
+    query,
+    score,
+    study,
+    train,
+)
 from cfa_index_cli.failures import error_line
 
 
@@ -71,6 +83,7 @@ app.command("study")(study.study_command)
 app.add_typer(bank.app, name="bank")
 app.add_typer(dataset.app, name="dataset")
 app.command("backbones")(backbones.backbones_command)
+app.command("doctor")(doctor.doctor_command)
 app.command("demo")(demo.demo_command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfa_index.specs import ModelSpec
+from cfa_index_cli.config import load_config
 
 if TYPE_CHECKING:
     from cfa_index import WeightsOrigin
@@ -76,6 +76,22 @@ class SelectName(StrEnum):
     SYNTHETIC = "synthetic"
 
 
+class PrecisionName(StrEnum):
+    """What products are computed in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class LogLevelName(StrEnum):
+    """How much a command tells."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    DEBUG = "debug"
+
+
 _FRACTION = re.compile(r"([+-]?\d{1,6})/(\d{1,6})", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d{1,9}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?", re.ASCII)
 """Bounded: the exact value of 1e999999999 would take all memory."""
@@ -128,58 +144,6 @@ def parse_radius(text: str) -> float | str:
         return float(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is neither a number nor 'median'") from error
-
-
-def load_config(ctx: typer.Context, value: Path | None) -> Path | None:
-    """Take a TOML file's values as this command's defaults: flags and the environment still win.
-
-    Keys are option names; a table named as the command, such as [build], goes before the top level.
-    The top level may hold options of any command, so that one file serves all; a key or table that
-    no command knows is bad usage.
-    """
-    if value is None:
-        return None
-    try:
-        document = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"cannot read {value}: {error}") from error
-    commands: dict[str, Any] = getattr(ctx.parent.command if ctx.parent else None, "commands", {})
-    anyone = {name for command in commands.values() for name in _option_names(command)}
-    mine = _option_names(ctx.command)
-    top = {key: setting for key, setting in document.items() if not isinstance(setting, dict)}
-    own = document.get(ctx.info_name or "", {})
-    if not isinstance(own, dict):
-        raise typer.BadParameter(
-            f"{value} has {ctx.info_name!r} as a value, not as a table [{ctx.info_name}]"
-        )
-    unknown = [key for key in document.keys() - top.keys() if key not in commands]
-    unknown += [key for key in top if _dashed(key) not in anyone]
-    unknown += [key for key in own if _dashed(key) not in mine]
-    if unknown:
-        raise typer.BadParameter(f"{value} has an unknown option {sorted(unknown)[0]!r}")
-    defaults = {
-        mine[_dashed(key)]: _word(setting)
-        for key, setting in [*top.items(), *own.items()]
-        if _dashed(key) in mine
-    }
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-    return value
-
-
-def _option_names(command: Any) -> dict[str, str]:
-    """Long option names of a command, without their dashes, to its parameters' names."""
-    return {word[2:]: p.name for p in command.params for word in p.opts if word.startswith("--")}
-
-
-def _dashed(key: str) -> str:
-    return key.replace("_", "-")
-
-
-def _word(setting: Any) -> Any:
-    """A TOML value as it would be written on the command line."""
-    if isinstance(setting, list):
-        return ",".join(str(part) for part in setting)
-    return setting if isinstance(setting, bool) else str(setting)
 
 
 def with_default(text: str, recommended: object, *, owner: str = "the preset") -> str:
@@ -304,6 +268,15 @@ Json = Annotated[
     Path | None,
     typer.Option(
         "--json", help="Write the result as one JSON document; '-' is standard output.", rich_help_panel=RUN
+    ),
+]
+LogLevel = Annotated[
+    LogLevelName | None,
+    typer.Option(
+        "--log-level",
+        envvar="CFA_INDEX_LOG_LEVEL",
+        help="How much is told: error, warning (what was left out), info (progress; the default) or debug.",
+        rich_help_panel=RUN,
     ),
 ]
 Events = Annotated[

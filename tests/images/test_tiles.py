@@ -23,9 +23,9 @@ from cfa_index.images import (
     tile_boxes,
     valid_mask,
     view_count,
-    views,
+    views_of,
 )
-from cfa_index.maps import to_source
+from cfa_index.resample import to_source
 from cfa_index.specs import FeatureSpec
 
 TILES = FeatureSpec(size_px=64, strides=(8, 16), tile_px=64, overlap_px=16)
@@ -70,14 +70,14 @@ def test_two_tiles_have_the_very_pixels_of_their_crops() -> None:
     image = noise(150, 90)
     pixels = np.asarray(image)
     for (left, top, right, bottom), (tile, frame) in zip(
-        tile_boxes(150, 90, TILES), views(image, TILES), strict=True
+        tile_boxes(150, 90, TILES), views_of(image, TILES), strict=True
     ):
         assert np.array_equal(tile.transpose(1, 2, 0), pixels[top:bottom, left:right])
         assert frame.inspected == (left, top, right, bottom)
         assert frame.is_full
     # Resized ones, too: nothing beside a tile shows in it.
     for (left, top, right, bottom), (tile, frame) in zip(
-        tile_boxes(150, 90, SHRUNK), views(image, SHRUNK), strict=True
+        tile_boxes(150, 90, SHRUNK), views_of(image, SHRUNK), strict=True
     ):
         crop = Image.fromarray(pixels[top:bottom, left:right]).resize((32, 32), Image.Resampling.BILINEAR)
         assert np.array_equal(tile.transpose(1, 2, 0), np.asarray(crop))
@@ -86,7 +86,7 @@ def test_two_tiles_have_the_very_pixels_of_their_crops() -> None:
 
 def test_a_small_image_is_padded_and_its_frame_says_so() -> None:
     image = noise(20, 30)
-    ((tile, frame),) = views(image, TILES)
+    ((tile, frame),) = views_of(image, TILES)
     assert np.array_equal(tile.transpose(1, 2, 0)[:30, :20], np.asarray(image))
     assert not tile[:, 30:].any()
     assert not tile[:, :, 20:].any()
@@ -131,7 +131,7 @@ def test_the_whole_map_lies_in_the_source() -> None:
 
 def test_without_tiles_there_is_one_view() -> None:
     image = noise(150, 90)
-    ((pixels, frame),) = views(image, WHOLE)
+    ((pixels, frame),) = views_of(image, WHOLE)
     expected, expected_frame = network_pixels(image, WHOLE)
     assert torch.equal(torch.from_numpy(pixels), expected)
     assert frames_of(150, 90, WHOLE) == (frame,) == (expected_frame,)
@@ -139,7 +139,7 @@ def test_without_tiles_there_is_one_view() -> None:
 
 def test_grey_is_refused() -> None:
     with pytest.raises(ImageError, match="RGB"):
-        next(views(Image.new("L", (100, 100)), TILES))
+        next(views_of(Image.new("L", (100, 100)), TILES))
 
 
 def test_a_header_tells_how_many(tmp_path: Path) -> None:
@@ -167,7 +167,9 @@ def test_batches_of_tiles_keep_order(tmp_path: Path, batch_size: int) -> None:
     assert sum(counts) == 11
     pixels = torch.cat([batch.pixels for batch in batches])
     frames = [frame for batch in batches for frame in batch.frames]
-    wanted = [view for source in sources if isinstance(source, Image.Image) for view in views(source, TILES)]
+    wanted = [
+        view for source in sources if isinstance(source, Image.Image) for view in views_of(source, TILES)
+    ]
     for got, frame, (tile, its_frame) in zip(pixels, frames, wanted, strict=True):
         assert np.array_equal(got.numpy(), tile)
         assert frame == its_frame

@@ -48,6 +48,7 @@ def demo_command(
         score_folder,
         set_threads,
         train,
+        usable_cores,
     )
     from cfa_index_cli.console import percent, session, write_document
 
@@ -101,9 +102,10 @@ def demo_command(
         scored = score_folder(
             bundle,
             category.folder / "test",
-            output / "scores" / bundle.manifest.to_dict()["sha256"][:12],
+            output / "scores" / bundle.sha256[:12],
             heatmaps=True,
-            threads=threads or 2,
+            workers=usable_cores(),
+            gallery=24,
             credit=CREDIT,
             listener=out.listener,
         )
@@ -118,8 +120,9 @@ def demo_command(
         ]
         out.table(f"{category.name}: bank of {built.memories} x {built.width}", ["", "found"], rows)
         out.say(f"explained: {picture}")
-        out.say(f"heatmaps:  {scored.output / 'heatmaps'}")
-        out.say(f"scores:    {scored.output / 'scores.csv'}")
+        out.say(f"heatmaps:  {scored.output}/heatmaps")
+        out.say(f"scores:    {scored.output}/scores.csv")
+        out.say(f"report:    {scored.output}/report.html")
         out.say(CREDIT)
     write_document(
         json_file,

@@ -1,0 +1,46 @@
+"""What the network sees of one image, read in a process that may have neither torch nor FAISS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cfa_index.errors import ImageError
+from cfa_index.images.decode import MAX_PIXELS, decode
+from cfa_index.images.frame import Frame
+from cfa_index.images.tiles import views_of
+from cfa_index.places import Place
+from cfa_index.specs import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The squares of one image: one, or one a tile.
+
+    Attributes:
+        pixels: (n, 3, S, S) uint8, not normalised.
+        frames: n of them: how each lies in the source.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    frames: tuple[Frame, ...]
+
+
+def read_views(
+    place: Place, path: bytes, features: FeatureSpec, max_pixels: int = MAX_PIXELS
+) -> Views | ImageError:
+    """Read and fit one image; what is wrong with it is returned, not raised.
+
+    Args:
+        place, path: where it is.
+        features: geometry, size_px and tiles.
+        max_pixels: as in `decode`.
+    """
+    try:
+        image = decode(place.source(path), max_pixels=max_pixels)
+    except ImageError as error:
+        return error
+    pixels, frames = zip(*views_of(image, features), strict=True)
+    return Views(pixels=np.stack(pixels), frames=frames)

@@ -1,0 +1,237 @@
+"""Shards on their way from the list to their parts: read ahead by workers, scored here, written behind.
+
+    list --> workers read --> score_images --> workers draw --> one thread writes
+
+What is under way at any time is a few batches of images and at most three shards of rows (and maps, if they are
+kept).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cfa_index.bundle import ModelBundle
+from cfa_index.engines import Lost, Workers
+from cfa_index.errors import ImageError
+from cfa_index.events import Listener, Notice
+from cfa_index.images import Views, read_views
+from cfa_index.places import Entry, Place
+from cfa_index.specs import FeatureSpec
+from cfa_index.workflows.score_heatmaps import Heatmaps
+from cfa_index.workflows.score_listing import Shard, uri_of
+from cfa_index.workflows.score_rows import Scored, score_images
+from cfa_index.workflows.score_target import MapShards, Parts
+
+_BATCHES_AHEAD = 3
+_SHARDS_BEHIND = 2
+
+
+class Advance(Protocol):
+    """Who is told of progress."""
+
+    def __call__(self, images: int, *, errors: int, resumed: bool = False) -> None:
+        """`images` more are done, `errors` of them without a score; `resumed` are an earlier run's."""
+
+
+@dataclass(kw_only=True)
+class Waits:
+    """Seconds that scoring stood still."""
+
+    read: float = 0.0
+    write: float = 0.0
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the body's seconds to one of them."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - started)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """What is to be done of a shard.
+
+    Attributes:
+        shard: it.
+        rows: that an earlier run left; empty when there are none.
+        positions: of the images to score.
+    """
+
+    shard: Shard
+    rows: list[dict[str, Any]]
+    positions: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Scores the shards that are not done.
+
+    Attributes:
+        bundle: the model.
+        limit: the threshold.
+        source: of the images.
+        parts: where rows go.
+        maps, heatmaps: where these go; None for nowhere.
+        workers: that read and draw.
+        batch_size: images a forward pass.
+        max_pixels: as in `decode`.
+        retry_errors: whether images that had an error are scored again.
+        stop: asked before each shard.
+        advance: told of images that are done.
+        listener: told of what went wrong.
+        waits: counted here.
+    """
+
+    bundle: ModelBundle
+    limit: float | None
+    source: Place
+    parts: Parts
+    maps: MapShards | None
+    heatmaps: Heatmaps | None
+    workers: Workers
+    batch_size: int
+    max_pixels: int
+    retry_errors: bool
+    stop: Callable[[], bool]
+    advance: Advance
+    listener: Listener
+    waits: Waits = field(default_factory=Waits)
+
+    def run(self, shards: Iterable[Shard]) -> None:
+        """Score them.
+
+        Raises:
+            DatasetError: the source is missing, or cannot be listed.
+        OutputError: something cannot be written; the shards that are written stay.
+        """
+        features = self.bundle.manifest.spec.features
+        reads = self.workers.ordered(
+            read_entry, self._tasks(shards, features), window=_BATCHES_AHEAD * self.batch_size
+        )
+        writing: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
+            for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
+                found = (_pixels(result) for _, result in group)
+                scored = score_images(
+                    self.bundle.scorer, found, batch_size=self.batch_size, size_px=features.size_px
+                )
+                rows, maps, drawn = self._take(plan, scored)
+                writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
+                with self.waits.timed("write"):
+                    while len(writing) > _SHARDS_BEHIND or (writing and writing[0].done()):
+                        writing.popleft().result()
+            with self.waits.timed("write"):
+                for future in writing:
+                    future.result()
+
+    def _tasks(
+        self, shards: Iterable[Shard], features: FeatureSpec
+    ) -> Iterator[tuple[tuple[_Plan, int], tuple[Any, ...]]]:
+        checked = False
+        for shard in shards:
+            if self.stop():
+                return
+            plan = self._plan(shard)
+            if plan.positions and not checked:
+                self.source.require()  # or a share that is not mounted would be a million errors
+                checked = True
+            for position in plan.positions:
+                yield (plan, position), (self.source, shard.entries[position], features, self.max_pixels)
+
+    def _plan(self, shard: Shard) -> _Plan:
+        table: pa.Table | None = self.parts.read(shard)
+        every = range(len(shard.entries))
+        if table is None:
+            return _Plan(shard=shard, rows=[], positions=list(every))
+        rows = table.to_pylist()
+        failed = [position for position in every if rows[position]["error"] is not None]
+        again = failed if self.retry_errors else []
+        self.advance(len(rows) - len(again), errors=len(failed) - len(again), resumed=True)
+        return _Plan(shard=shard, rows=rows, positions=again)
+
+    def _timed(self, reads: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        while True:
+            with self.waits.timed("read"):
+                read = next(reads, None)
+            if read is None:
+                return
+            yield read
+
+    def _take(
+        self, plan: _Plan, scored: Iterator[Scored]
+    ) -> tuple[list[dict[str, Any]], NDArray[np.float32] | None, list[Future[ImageError | Lost | None]]]:
+        """Rows and maps of a whole shard, and its heatmaps under way."""
+        shard = plan.shard
+        rows = plan.rows or [{} for _ in shard.entries]
+        maps = None
+        if self.maps is not None:
+            maps = self.maps.read(shard) if plan.rows else self.maps.new()
+        drawn: list[Future[ImageError | Lost | None]] = []
+        for position, result in zip(plan.positions, scored, strict=True):
+            entry, image_id = shard.entries[position], shard.first_id + position
+            rows[position] = result.row(image_id, uri_of(entry.path), self.limit, self.bundle.sha256)
+            if result.error is not None:
+                self.listener(Notice(message=f"left out: {result.error}"))
+            if maps is not None:
+                maps[position] = np.nan if result.anomaly_map is None else result.anomaly_map
+            if self.heatmaps is not None and result.anomaly_map is not None:
+                with self.waits.timed("write"):
+                    _wait_for_room(drawn, _BATCHES_AHEAD * self.batch_size)
+                drawn.append(
+                    self.workers.submit(
+                        self.heatmaps.draw, image_id, entry, result.anomaly_map.copy(), result.frame
+                    )
+                )
+            elif self.heatmaps is not None:
+                self.heatmaps.remove(image_id, entry)
+            self.advance(1, errors=int(result.error is not None))
+        return rows, maps, drawn
+
+    def _write(
+        self,
+        shard: Shard,
+        rows: list[dict[str, Any]],
+        maps: NDArray[np.float32] | None,
+        drawn: list[Future[ImageError | Lost | None]],
+    ) -> None:
+        """Last of all the rows: a shard with rows is done."""
+        for future in drawn:
+            problem = future.result()
+            if problem is not None:  # it was readable a moment ago; its score stands
+                why = problem.reason if isinstance(problem, Lost) else str(problem)
+                self.listener(Notice(message=f"no heatmap: {why}"))
+        if self.maps is not None and maps is not None:
+            self.maps.write(shard, maps)
+        self.parts.write(shard, rows)
+
+
+def read_entry(
+    source: Place, entry: Entry, features: FeatureSpec, max_pixels: int
+) -> Views | ImageError | str:
+    """Read an image of the list, in whichever process; what is wrong with it is returned."""
+    return entry.error or read_views(source, entry.path, features, max_pixels)
+
+
+def _pixels(result: Views | ImageError | Lost | str) -> Views | str:
+    if isinstance(result, Lost):
+        return f"expected to read it, got none: {result.reason}; look at the file, or raise --time-limit"
+    return result if isinstance(result, Views | str) else str(result)
+
+
+def _wait_for_room(drawn: list[Future[Any]], window: int) -> None:
+    if len(drawn) >= window:
+        drawn[-window].result()

@@ -1,0 +1,53 @@
+"""Signals that ask a long command to stop where nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether one came; `signal` is which, 0 for none."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        """Of a process that a signal ended, as a shell gives it."""
+        return 128 + (self.signal or signal.SIGINT)
+
+
+@contextmanager
+def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
+    """In the body the first SIGINT or SIGTERM only asks to stop; another one interrupts.
+
+    Args:
+        say: told that the work ends soon.
+
+    Raises:
+        KeyboardInterrupt: a second signal came.
+    """
+    stop = Stop()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        del frame
+        again, stop.signal = stop.signal != 0, number
+        if again:
+            raise KeyboardInterrupt
+        say("stopping when this shard is done; once more stops at once")
+
+    before = {number: signal.signal(number, asked) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
