@@ -37,6 +37,7 @@ from .bundle import (
     Manifest as Manifest,
     MemorySource as MemorySource,
     ModelBundle as ModelBundle,
+    ViewScore as ViewScore,
     current_generation as current_generation,
     list_models as list_models,
     read_manifest as read_manifest,
@@ -115,12 +116,15 @@ from .images import (
     TestImage as TestImage,
     decode as decode,
     frame_of as frame_of,
+    frames_of as frames_of,
     list_categories as list_categories,
     list_images as list_images,
     load_batches as load_batches,
     network_pixels as network_pixels,
     open_category as open_category,
     plain_folder as plain_folder,
+    tile_boxes as tile_boxes,
+    views_of as views_of,
 )
 from .maps import (
     MapMaker as MapMaker,
@@ -183,6 +187,7 @@ from .specs import (
     ScoreSpec as ScoreSpec,
     TrainSpec as TrainSpec,
 )
+from .stitch import Stitcher as Stitcher
 from .store import (
     PatchStore as PatchStore,
     StoredImage as StoredImage,

@@ -35,7 +35,7 @@ def to_source(
     source image for each row of the map.
 
     Args:
-        anomaly_map: (S, S), or any (rows, columns), in network pixels.
+        anomaly_map: (S, S), or any (rows, columns), in network pixels; a map of tiles begins at offset 0.
         width, height: of the source image in pixels.
         scale_x, scale_y: network pixels a source pixel, more than 0.
         offset_x, offset_y: network position of the source's left and upper edge.

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -16,6 +18,7 @@ from cfa_index.errors import StoreError
 from cfa_index.pyramid import patches
 from cfa_index.specs import FeatureSpec
 from cfa_index.store import SHARD_IMAGES, PatchStore, StoredImage, StoreHeader, StoreWriter, plan_shards
+from cfa_index.workflows.extract import store_path
 
 HEADER = StoreHeader(
     source="/data/cable",
@@ -227,7 +230,7 @@ def test_a_newer_schema_is_named(tmp_path: Path) -> None:
     make(tmp_path / "s.zarr")
     file = tmp_path / "s.zarr" / "store.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
-    with pytest.raises(StoreError, match="schema version 1, got 99"):
+    with pytest.raises(StoreError, match="schema version 2 or older, got 99"):
         PatchStore.open(tmp_path / "s.zarr")
 
 
@@ -247,3 +250,79 @@ def test_plan_writes_exactly_the_shards_that_differ(before: int, after: int, cha
     for shard, start in enumerate(range(0, after, SHARD_IMAGES)):
         same = old[start : start + SHARD_IMAGES] == new[start : start + SHARD_IMAGES]
         assert (shard in todo) != same
+
+
+TILED = replace(HEADER, features=replace(HEADER.features, tile_px=64, overlap_px=16))
+TILES = (3, 1, 2, 14)
+"""Of four images; the last one lies in two shards."""
+
+
+def tiles_of(error: str = "") -> list[StoredImage]:
+    """The rows of the four images; the error is that of the third."""
+    return [
+        image(number, tile=tile, error=error if number == 2 else "")
+        for number, count in enumerate(TILES)
+        for tile in range(count)
+    ]
+
+
+def test_rows_of_tiles_are_found_by_image(tmp_path: Path) -> None:
+    rows = tiles_of()
+    with StoreWriter(tmp_path / "s.zarr", TILED, rows) as writer:
+        assert writer.todo == [0, 1]
+        fill(writer, rows)
+        store = writer.finish()
+    assert store.images == rows
+    assert store.images_in([2, 0, 19, 7, 4]) == [0, 6, 4]
+    assert store.views_of([6, 3]) == [*range(6, 20), 3]
+    assert store.images_in(range(20)) == [0, 3, 4, 6]
+    assert store.rejected == 0
+    assert torch.equal(store.read([17])[0][0], pyramid(17)[0][0].half())
+
+
+def test_an_image_of_which_a_tile_is_missing_is_not_good(tmp_path: Path) -> None:
+    rows = tiles_of()
+    rows[5] = replace(rows[5], error="cut short")
+    with StoreWriter(tmp_path / "s.zarr", TILED, rows) as writer:
+        fill(writer, rows)
+        store = writer.finish()
+    assert store.good_rows == [*range(4), *range(6, 20)]
+    assert store.rejected == 1
+
+
+def test_other_tiles_of_the_same_file_are_written_again(tmp_path: Path) -> None:
+    rows = tiles_of()
+    with StoreWriter(tmp_path / "s.zarr", TILED, rows) as writer:
+        fill(writer, rows)
+        writer.finish()
+    shifted = [image(0, tile=3), *rows[4:]]
+    with StoreWriter(tmp_path / "s.zarr", TILED, shifted) as writer:
+        assert writer.todo == [0, 1]
+
+
+V1 = Path(__file__).parent / "fixtures" / "store-v1.zarr"
+"""Written before rows could be tiles: three images, of which the second could not be read."""
+
+
+def test_a_store_of_version_1_is_read() -> None:
+    store = PatchStore.open(V1)
+    assert json.loads((V1 / "store.json").read_text())["schema_version"] == 1
+    assert store.header == HEADER
+    assert store.images == [image(0), image(1, error="cut short", width=0, height=0), image(2)]
+    assert store.good_rows == [0, 2]
+    assert torch.equal(store.read([2])[1][0], pyramid(2)[1][0].half())
+
+
+def test_a_store_of_version_1_stays_valid_where_nothing_is_cut(tmp_path: Path) -> None:
+    """Its name, and its table's bytes, by which models know it, are those that are written today."""
+    assert store_path(Path("f"), "cable", HEADER) == Path("f/cable/6afd15cca1b6b9d5.zarr")
+    assert store_path(Path("f"), "cable", TILED) != store_path(Path("f"), "cable", HEADER)
+    path = tmp_path / "s.zarr"
+    shutil.copytree(V1, path)
+    with StoreWriter(path, HEADER, PatchStore.open(V1).images) as writer:
+        assert writer.todo == []
+        writer.finish()
+    assert json.loads((path / "store.json").read_text())["schema_version"] == 2
+    written, before = (pq.read_table(at / "images.parquet") for at in (path, V1))
+    assert written.equals(before)
+    assert written.schema.equals(before.schema)

@@ -21,7 +21,6 @@ from cfa_index.bundle.model import (
     EPOCHS_FILE,
     INDEX_FILE,
     VECTORS_FILE,
-    ImageScore,
     ModelBundle,
     descriptor_tensors,
     epoch_descriptors,
@@ -39,6 +38,7 @@ from cfa_index.bundle.sources import (
     read_sources,
     sources_table,
 )
+from cfa_index.bundle.verdict import ImageScore, ViewScore
 
 TRAIN_LOG_FILE = "train_log.csv"
 SELECTION_FILE = "selection.csv"
@@ -63,6 +63,7 @@ __all__ = [
     "MemorySource",
     "ModelBundle",
     "Sources",
+    "ViewScore",
     "category_lock",
     "changed_files",
     "check_model",

@@ -6,9 +6,9 @@ Nothing is ever unpickled, and every file is compared with its checksum before i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, rea
 from cfa_index.bundle.generations import Content, changed_files, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
+from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
-from cfa_index.images import Frame, load_batches
+from cfa_index.images import Source, load_batches
 from cfa_index.scorer import Scorer
 from cfa_index.specs import Precision
 
@@ -39,29 +40,6 @@ EPOCHS_FILE = "epochs.safetensors"
 VECTORS_FILE = "vectors.npy"
 BASELINE_FILE = "baseline.npy"
 INDEX_FILE = "index.faiss"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageScore:
-    """The verdict on one image.
-
-    Attributes:
-        score: raw, larger is more anomalous.
-        is_anomalous: score above the threshold; None when the model has none.
-        anomaly_map: (S, S) float32 in network pixels.
-        patch_scores: (h, w) float32.
-        neighbor_ids: (h, w, K) int64 rows of the bank, nearest first.
-        neighbor_distances: (h, w, K) float32, rooted.
-        frame: how network pixels lie in the source image.
-    """
-
-    score: float
-    is_anomalous: bool | None
-    anomaly_map: NDArray[np.float32]
-    patch_scores: NDArray[np.float32]
-    neighbor_ids: NDArray[np.int64]
-    neighbor_distances: NDArray[np.float32]
-    frame: Frame
 
 
 class ModelBundle:
@@ -228,30 +206,31 @@ class ModelBundle:
         """
         limit = self.threshold_or(threshold)
         sources = (Path(image) if isinstance(image, str) else image for image in images)
-        results: list[ImageScore] = []
-        for batch in load_batches(
-            sources, self.manifest.spec.features, batch_size=batch_size, threads=threads
-        ):
+        scored = self._score_views(sources, batch_size, threads)
+        features = self.manifest.spec.features
+        return [image_score(views, features, limit) for _, views in groupby(scored, key=lambda one: one[0])]
+
+    def _score_views(
+        self, sources: Iterable[Source], batch_size: int, threads: int
+    ) -> Iterator[tuple[int, ViewScore, NDArray[np.float32]]]:
+        """Position of its image, patches and map of each view. Raises ImageError."""
+        features = self.manifest.spec.features
+        for batch in load_batches(sources, features, batch_size=batch_size, threads=threads):
             if batch.errors:
                 raise batch.errors[0][1]
             scored = self.scorer.score_pixels(batch.pixels, batch.frames, all_neighbors=True)
-            grid = self.manifest.spec.features.grid
-            ids = scored.neighbors.ids.view(len(batch.frames), *grid, -1).cpu().numpy()
-            distances = scored.neighbors.sq_distances.sqrt().view(len(batch.frames), *grid, -1).cpu().numpy()
+            maps, patch_scores = scored.maps.cpu().numpy(), scored.patch_scores.cpu().numpy()
+            by_patch = (len(batch.frames), *features.grid, -1)
+            ids = scored.neighbors.ids.view(by_patch).cpu().numpy()
+            distances = scored.neighbors.sq_distances.sqrt().view(by_patch).cpu().numpy()
             for number, frame in enumerate(batch.frames):
-                value = float(scored.scores[number])
-                results.append(
-                    ImageScore(
-                        score=value,
-                        is_anomalous=None if limit is None else value > limit,
-                        anomaly_map=scored.maps[number].cpu().numpy(),
-                        patch_scores=scored.patch_scores[number].cpu().numpy(),
-                        neighbor_ids=ids[number],
-                        neighbor_distances=distances[number],
-                        frame=frame,
-                    )
+                view = ViewScore(
+                    frame=frame,
+                    patch_scores=patch_scores[number],
+                    neighbor_ids=ids[number],
+                    neighbor_distances=distances[number],
                 )
-        return results
+                yield batch.positions[number], view, maps[number]
 
     def epoch_descriptors(self) -> list[PatchDescriptor]:
         """phi after each epoch, first to last, on the model's device; memory is one phi an epoch.

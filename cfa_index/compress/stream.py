@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cfa_index.errors import BankError
 
 PatchStream = Callable[[], Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]]
-"""A function that gives a fresh iterator over images: (row, cells, patches), the row of the image in the
-store, the (n,) int64 cells of the grid that show it (all h*w but for a letterbox), and their adapted
+"""A function that gives a fresh iterator over images, or over their tiles: (row, cells, patches), the row in the
+store, the (n,) int64 cells of the grid that show the image (all h*w but for padding), and their adapted
 patches (n, D') float32."""
 OnStep = Callable[[], None]
 

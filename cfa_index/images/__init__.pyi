@@ -25,4 +25,19 @@ from .frame import (
     square_pixels as square_pixels,
     valid_mask as valid_mask,
 )
+from .tiles import (
+    ImageMap as ImageMap,
+    MapJoiner as MapJoiner,
+    count_views as count_views,
+    frame_at as frame_at,
+    frames_of as frames_of,
+    image_maps_of as image_maps_of,
+    image_scores_of as image_scores_of,
+    map_frame as map_frame,
+    stitcher_of as stitcher_of,
+    tile_boxes as tile_boxes,
+    view_at as view_at,
+    view_count as view_count,
+    views_of as views_of,
+)
 from .views import Views as Views, read_views as read_views

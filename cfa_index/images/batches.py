@@ -20,26 +20,35 @@ from PIL import Image
 
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images.decode import MAX_PIXELS, Source, as_image, decode
-from cfa_index.images.frame import Frame, network_pixels
+from cfa_index.images.frame import Frame
+from cfa_index.images.tiles import view_at, view_count
 from cfa_index.specs import FeatureSpec
 
 _BATCHES_AHEAD = 2
+_WHOLE_IMAGES_AHEAD = 2
+"""Where an image is cut into tiles its pixels wait whole, and it may be large."""
 
-_Read = tuple[torch.Tensor, Frame] | ImageError
+_View = tuple[torch.Tensor, Frame]
+_Read = Image.Image | _View | ImageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Some consecutive images of a sequence, those that could be read apart from the others.
+    """Some consecutive views of a sequence of images, and the images that could not be read.
+
+    A view is a whole image, or one of the tiles that `FeatureSpec.tile_px` asks for; then an image has several,
+    one after another, perhaps in more than one batch.
 
     Attributes:
-        positions: of the B good images in the sequence, ascending, from 0.
+        positions: of the image of each of the B views in the sequence, ascending, from 0.
+        tiles: number of each view within its image; zeros without tiles.
         pixels: uint8 (B, 3, S, S), not normalised; B is 0 when none could be read.
-        frames: of each, how it lies in its source.
-        errors: position and cause of those that could not be read, ascending.
+        frames: of each view, how it lies in its source.
+        errors: position and cause of the images that could not be read, ascending.
     """
 
     positions: list[int]
+    tiles: list[int]
     pixels: torch.Tensor
     frames: list[Frame]
     errors: list[tuple[int, ImageError]]
@@ -53,14 +62,14 @@ def load_batches(
     threads: int = 2,
     max_pixels: int = MAX_PIXELS,
 ) -> Generator[ImageBatch, None, None]:
-    """Decode and resize images, `batch_size` at a time, in order.
+    """Decode and resize images, `batch_size` views at a time, in order.
 
     Args:
-        sources: what `as_image` takes; consumed at most two batches ahead, and only from the thread
-            that iterates. Images in memory are copied when they are consumed, so that a camera may
-            use its buffer again.
-        features: geometry and size_px.
-        batch_size: sources a batch, the unreadable counted; only the last batch may have fewer.
+        sources: what `as_image` takes; consumed at most two batches ahead, with tiles two images, and only
+            from the thread that iterates. Images in memory are copied when they are consumed, so that a
+            camera may use its buffer again.
+        features: geometry, size_px and tiles.
+        batch_size: views a batch, an unreadable image counted as one; only the last batch may have fewer.
         threads: that decode; they end with the generator, however it ends.
         max_pixels: as in `decode`.
 
@@ -87,22 +96,66 @@ def _batches(
 ) -> Generator[ImageBatch, None, None]:
     waiting: deque[tuple[int, Future[_Read]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="cfa-index-decode")
+    ahead = _WHOLE_IMAGES_AHEAD if features.tile_px else _BATCHES_AHEAD * batch_size
+    batch = _Gathering()
     try:
         while True:
-            done: list[tuple[int, _Read]] = []
-            while len(done) < batch_size:
-                room = _BATCHES_AHEAD * batch_size - len(waiting)
-                for position, source in islice(numbered, room):
-                    waiting.append((position, _submit(pool, source, features, max_pixels)))
-                if not waiting:
-                    break
-                position, future = waiting.popleft()
-                done.append((position, future.result()))
-            if not done:
-                return
-            yield _gather(done, features)
+            for position, source in islice(numbered, ahead - len(waiting)):
+                waiting.append((position, _submit(pool, source, features, max_pixels)))
+            if not waiting:
+                break
+            position, future = waiting.popleft()
+            read = future.result()
+            del future  # it would hold the image while its tiles are used
+            if isinstance(read, ImageError):
+                batch.errors.append((position, read))
+                if batch.count == batch_size:
+                    yield batch.result(features)
+                    batch = _Gathering()
+                continue
+            for number, view in enumerate(_views(read, features)):
+                batch.views.append((position, number, view))
+                if batch.count == batch_size:
+                    yield batch.result(features)
+                    batch = _Gathering()
+        if batch.count:
+            yield batch.result(features)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Gathering:
+    """A batch that is being filled: (position, tile, view) each, and errors."""
+
+    def __init__(self) -> None:
+        self.views: list[tuple[int, int, _View]] = []
+        self.errors: list[tuple[int, ImageError]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.views) + len(self.errors)
+
+    def result(self, features: FeatureSpec) -> ImageBatch:
+        side = features.size_px
+        return ImageBatch(
+            positions=[position for position, _, _ in self.views],
+            tiles=[number for _, number, _ in self.views],
+            pixels=torch.stack([pixels for _, _, (pixels, _) in self.views])
+            if self.views
+            else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            frames=[frame for _, _, (_, frame) in self.views],
+            errors=self.errors,
+        )
+
+
+def _views(read: Image.Image | _View, features: FeatureSpec) -> Iterator[_View]:
+    """The views of an image, its tiles cut one at a time."""
+    if not isinstance(read, Image.Image):
+        yield read
+        return
+    for number in range(view_count(read.width, read.height, features)):
+        pixels, frame = view_at(read, features, number)
+        yield torch.from_numpy(pixels), frame
 
 
 def _submit(
@@ -122,21 +175,12 @@ def _submit(
 
 
 def _read(source: Path | bytes | Image.Image, features: FeatureSpec, max_pixels: int) -> _Read:
+    """The one view of an image, or the image itself where it is to be cut."""
     try:
         image = source if isinstance(source, Image.Image) else decode(source, max_pixels=max_pixels)
-        return network_pixels(image, features)
+        if features.tile_px:
+            return image
+        pixels, frame = view_at(image, features, 0)
+        return torch.from_numpy(pixels), frame
     except ImageError as error:
         return error
-
-
-def _gather(done: list[tuple[int, _Read]], features: FeatureSpec) -> ImageBatch:
-    good = [(position, read) for position, read in done if not isinstance(read, ImageError)]
-    side = features.size_px
-    return ImageBatch(
-        positions=[position for position, _ in good],
-        pixels=torch.stack([pixels for _, (pixels, _) in good])
-        if good
-        else torch.empty((0, 3, side, side), dtype=torch.uint8),
-        frames=[frame for _, (_, frame) in good],
-        errors=[(position, read) for position, read in done if isinstance(read, ImageError)],
-    )

@@ -9,14 +9,15 @@ import numpy.typing as npt
 
 from cfa_index.errors import ImageError
 from cfa_index.images.decode import MAX_PIXELS, decode
-from cfa_index.images.frame import Frame, square_pixels
+from cfa_index.images.frame import Frame
+from cfa_index.images.tiles import views_of
 from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """The squares of one image.
+    """The squares of one image: one, or one a tile.
 
     Attributes:
         pixels: (n, 3, S, S) uint8, not normalised.
@@ -34,11 +35,12 @@ def read_views(
 
     Args:
         place, path: where it is.
-        features: geometry and size_px.
+        features: geometry, size_px and tiles.
         max_pixels: as in `decode`.
     """
     try:
-        pixels, frame = square_pixels(decode(place.source(path), max_pixels=max_pixels), features)
+        image = decode(place.source(path), max_pixels=max_pixels)
     except ImageError as error:
         return error
-    return Views(pixels=pixels[None], frames=(frame,))
+    pixels, frames = zip(*views_of(image, features), strict=True)
+    return Views(pixels=np.stack(pixels), frames=frames)

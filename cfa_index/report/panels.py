@@ -53,7 +53,7 @@ def query_panel(
 
     Args:
         image: RGB source.
-        anomaly_map: (S, S) in network pixels.
+        anomaly_map: (S, S) in network pixels, or (H', W') of an image in tiles.
         frame: how they lie in the source.
         score, threshold: of the image and of the model.
         patches: the worst ones, in order.

@@ -33,8 +33,9 @@ def overlay(
 
     Args:
         image: RGB source, upright.
-        anomaly_map: (S, S) in network pixels.
-        frame: how they lie in the source.
+        anomaly_map: (S, S) in network pixels, or (H', W') of an image in tiles. Where the picture is the
+            smaller of the two, a pixel shows the highest value of the map below it.
+        frame: how the map lies in the source.
         threshold: of the model.
 
     Returns:
@@ -43,20 +44,31 @@ def overlay(
     shrink = min(1.0, _LARGEST_SIDE_PX / max(image.size))
     size = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
     base = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+    scale_x = frame.scale_x * frame.source_width / size[0]
+    scale_y = frame.scale_y * frame.source_height / size[1]
+    shrunk = max(1, int(min(scale_x, scale_y)))
     heat = to_source(
-        anomaly_map,
+        _block_maxima(anomaly_map, shrunk),
         width=size[0],
         height=size[1],
-        scale_x=frame.scale_x * frame.source_width / size[0],
-        scale_y=frame.scale_y * frame.source_height / size[1],
-        offset_x=frame.offset_x,
-        offset_y=frame.offset_y,
+        scale_x=scale_x / shrunk,
+        scale_y=scale_y / shrunk,
+        offset_x=frame.offset_x / shrunk,
+        offset_y=frame.offset_y / shrunk,
     )
     seen = np.isfinite(heat)
     mixed = heat_over(base, heat, *heat_limits(heat[seen], threshold))
     if threshold is not None:
         mixed[outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
     return Image.fromarray(mixed)
+
+
+def _block_maxima(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The maximum of each side x side block, those at the right and lower edge cut short."""
+    if side == 1:
+        return values
+    rows = np.maximum.reduceat(values, np.arange(0, values.shape[0], side), axis=0)
+    return np.maximum.reduceat(rows, np.arange(0, values.shape[1], side), axis=1)
 
 
 def heat_over(

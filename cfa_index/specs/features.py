@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from cfa_index.specs.base import Spec, require
 
@@ -27,12 +28,17 @@ class FeatureSpec(Spec):
             size_px / CROP_RATIO and keeps its centre (the paper), `letterbox` keeps the aspect
             ratio and marks the padding as not inspected.
         size_px: side of the square that the network sees, a multiple of 16.
+        tile_px: side in source pixels of the squares that an image is cut into, each of which the network
+            sees by itself, resized to size_px; 0 for no tiles. An image then has as many views as tiles.
+        overlap_px: source pixels that neighbouring tiles share; their maps are blended over them.
     """
 
     backbone: str = "wide_resnet50_2"
     strides: tuple[int, ...] = (8, 16)
     geometry: Geometry = "whole"
     size_px: int = 224
+    tile_px: int = 0
+    overlap_px: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -51,16 +57,61 @@ class FeatureSpec(Spec):
             "a multiple of 16 from 32 to 4096",
             self.size_px,
         )
+        require(
+            self.tile_px == 0 or 32 <= self.tile_px <= 4096,
+            "tile_px",
+            "0 for no tiles, or from 32 to 4096",
+            self.tile_px,
+            f"give the side of a tile in source pixels, such as {self.size_px}",
+        )
+        require(
+            self.overlap_px == 0 or self.tile_px > 0,
+            "overlap_px",
+            "0 without tiles",
+            self.overlap_px,
+            "give --tile too",
+        )
+        require(
+            self.tile_px == 0 or 0 <= self.overlap_px < self.tile_px,
+            "overlap_px",
+            f"from 0 to below tile_px = {self.tile_px}",
+            self.overlap_px,
+            f"give about a seventh of the tile, such as {self.tile_px // 7}",
+        )
+        require(
+            self.tile_px == 0 or self.geometry == "whole",
+            "geometry with tiles",
+            "'whole': each tile is seen whole",
+            self.geometry,
+            "leave out --geometry, or --tile",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without tiles as they were before there were any, so that digests stay."""
+        values = super().to_dict()
+        if not self.tile_px:
+            del values["tile_px"], values["overlap_px"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Remake it from `to_dict`. Raises SpecError, see `Spec.from_dict`."""
+        return super().from_dict({"tile_px": 0, "overlap_px": 0, **values})
+
+    @property
+    def view_unit(self) -> str:
+        """What a view of an image is called: `tiles`, or `images` where the network sees each of them whole."""
+        return "tiles" if self.tile_px else "images"
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width (h, w) of the finest patch grid."""
+        """Height and width (h, w) of the finest patch grid of one view."""
         side = self.size_px // self.strides[0]
         return side, side
 
     @property
     def patches_per_image(self) -> int:
-        """T = h * w."""
+        """T = h * w, of a whole image or of one tile."""
         return self.grid[0] * self.grid[1]
 
 

@@ -44,6 +44,13 @@ class ModelSpec(Spec):
             self.bank.method,
             "position banks need whole grids; use --method hybrid or another --geometry",
         )
+        require(
+            self.features.tile_px == 0 or self.bank.method not in ("ema", "mean"),
+            "bank method with tiles",
+            "neither 'ema' nor 'mean'",
+            self.bank.method,
+            "a tile has no place of its own in the product; use --method hybrid, or leave out --tile",
+        )
         if not self.bank.counts_all_patches:
             self.check_memories(self.bank.memories(self.features.patches_per_image))
 

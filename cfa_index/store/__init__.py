@@ -1,12 +1,14 @@
 """PatchStore: the pooled pyramids of a folder of images, on disk. The only package that imports zarr.
 
+A row is an image, or a tile of one.
+
     <store>.zarr/
-      level4, level8, ...       Zarr v3 arrays (images, cells, channels) float16, one image a chunk,
+      level4, level8, ...       Zarr v3 arrays (rows, cells, channels) float16, one row a chunk,
                                 SHARD_IMAGES a shard, zstd
-      records/00000.json        a record a shard: its images and the checksum of each level's file
+      records/00000.json        a record a shard: its rows and the checksum of each level's file
       images.parquet, store.json   written last: a store without store.json is unfinished
 
-A shard counts as done when its record names the very images that are planned for it and its files
+A shard counts as done when its record names the very rows that are planned for it and its files
 have the recorded sizes. So an interrupted run resumes, and a changed, new or removed image makes
 just the shards that it touches again. Zarr reads a missing shard as zeros without a word; here a
 shard is compared with its checksum when it is first read.

@@ -64,7 +64,7 @@ class JoinedStore(PatchStore):
 
     @property
     def good_rows(self) -> list[int]:
-        """Rows of the images that could be read and were not removed."""
+        """Rows of the images that could be read and were not removed, all of their tiles."""
         return [row for group in self.groups for row in group if self.is_kept(row)]
 
     def is_kept(self, row: int) -> bool:

@@ -1,29 +1,35 @@
-"""What a store holds and where: image rows, the header, file names, and which shards have to be written."""
+"""What a store holds and where: a row a view, the header, file names, and which shards have to be written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cfa_index.errors import StoreError
 from cfa_index.specs import FeatureSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: a row an image. 2: a row a view, `tile` its number within the image; the same bytes without tiles."""
 SHARD_IMAGES = 16
+"""Rows a shard."""
 REBUILD = "delete this store and run build again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """A row of the store's image table.
+    """A row of the store's table: an image, or where images are cut into tiles one of these.
+
+    The rows of an image stand together, in the order of its tiles. So `row - tile` is its first row, and that
+    number is what the image is known by in the store.
 
     Attributes:
         uri: path below the store's source folder, with forward slashes.
         size, mtime_ns, sha256: of the file, to notice a change.
         width, height: of the decoded image in pixels; 0 when it could not be read.
         error: why it could not be read; empty for a good image. Its features are zeros, never used.
+        tile: number of the view within its image; 0 without tiles.
     """
 
     uri: str
@@ -33,10 +39,19 @@ class StoredImage:
     width: int = 0
     height: int = 0
     error: str = ""
+    tile: int = 0
 
-    def is_same_file(self, other: StoredImage) -> bool:
-        """Whether both rows speak of the same content under the same name."""
-        return (self.uri, self.size, self.sha256) == (other.uri, other.size, other.sha256)
+    def is_same_view(self, other: StoredImage) -> bool:
+        """Whether both rows speak of the same part of the same content under the same name."""
+        mine, theirs = ((one.uri, one.size, one.sha256, one.tile) for one in (self, other))
+        return mine == theirs
+
+    def to_dict(self, features: FeatureSpec) -> dict[str, Any]:
+        """Plain values; without tiles as version 1 had them, so that the table keeps its checksum."""
+        values = asdict(self)
+        if not features.tile_px:
+            del values["tile"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +85,10 @@ class StoreHeader:
         sides = [self.features.size_px // stride for stride in self.features.strides]
         return tuple((side, side) for side in sides)
 
-    def shapes(self, images: int) -> list[tuple[str, tuple[int, int, int]]]:
-        """Name and shape (images, cells, channels) of each level's array."""
+    def shapes(self, rows: int) -> list[tuple[str, tuple[int, int, int]]]:
+        """Name and shape (rows, cells, channels) of each level's array."""
         return [
-            (f"level{stride}", (images, h * w, c))
+            (f"level{stride}", (rows, h * w, c))
             for stride, (h, w), c in zip(self.features.strides, self.grids, self.channels, strict=True)
         ]
 
@@ -82,7 +97,7 @@ def plan_shards(images: Sequence[StoredImage], recorded: Sequence[Sequence[Store
     """Which shards have to be written; pure.
 
     Args:
-        images: what the store is to hold, in order.
+        images: the rows that the store is to hold, in order.
         recorded: the images of each shard on disk that is whole; None where there is none.
     """
     shards = -(-len(images) // SHARD_IMAGES)
@@ -91,7 +106,7 @@ def plan_shards(images: Sequence[StoredImage], recorded: Sequence[Sequence[Store
         wanted = images[shard * SHARD_IMAGES : (shard + 1) * SHARD_IMAGES]
         have = recorded[shard] if shard < len(recorded) else None
         same = have is not None and len(have) == len(wanted)
-        if not (same and all(a.is_same_file(b) for a, b in zip(have or (), wanted, strict=True))):
+        if not (same and all(a.is_same_view(b) for a, b in zip(have or (), wanted, strict=True))):
             todo.append(shard)
     return todo
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ from cfa_index.store.layout import (
 
 
 class PatchStore:
-    """A finished store, read only. Make one with `open`."""
+    """A finished store, read only. Make one with `open`.
+
+    Attributes:
+        header: what all rows have in common.
+        images: a row a view: an image, or a tile of one. An image is known by the number of its first row.
+    """
 
     def __init__(
         self, path: Path, header: StoreHeader, images: list[StoredImage], shards: list[dict[str, Any]]
@@ -61,9 +66,9 @@ class PatchStore:
             ) from error
         except ValueError as error:
             raise damaged(path / "store.json", "text that is not JSON") from error
-        if document.get("schema_version") != SCHEMA_VERSION:
+        if document.get("schema_version") not in range(1, SCHEMA_VERSION + 1):
             raise StoreError(
-                expected=f"a PatchStore of schema version {SCHEMA_VERSION}",
+                expected=f"a PatchStore of schema version {SCHEMA_VERSION} or older",
                 got=f"{document.get('schema_version')!r} at {path}",
                 remedy="use the version of cfa-index that wrote it, or " + REBUILD,
             )
@@ -98,14 +103,36 @@ class PatchStore:
 
     @property
     def good_rows(self) -> list[int]:
-        """Rows of the images that could be read."""
-        return [row for row, image in enumerate(self.images) if not image.error]
+        """Rows of the images that could be read, all of their tiles."""
+        broken = self._broken()
+        return [row for row, image in enumerate(self.images) if row - image.tile not in broken]
+
+    def _broken(self) -> set[int]:
+        return {row - image.tile for row, image in enumerate(self.images) if image.error}
+
+    @property
+    def rejected(self) -> int:
+        """How many images could not be read."""
+        return len(self._broken())
+
+    def images_in(self, rows: Iterable[int]) -> list[int]:
+        """The images that some rows are views of, each by its first row, in the order of the rows."""
+        return list(dict.fromkeys(row - self.images[row].tile for row in rows))
+
+    def views_of(self, images: Iterable[int]) -> list[int]:
+        """All rows of some images, each given by its first row."""
+        rows = []
+        for row in images:
+            rows.append(row)
+            while rows[-1] + 1 < len(self.images) and self.images[rows[-1] + 1].tile:
+                rows.append(rows[-1] + 1)
+        return rows
 
     def read(self, rows: Sequence[int]) -> list[Tensor]:
-        """Pyramids of some images.
+        """Pyramids of some views.
 
         Args:
-            rows: of the image table, in any order.
+            rows: of the table, in any order.
 
         Returns:
             A tensor a level, float16 (len(rows), C_l, h_l, w_l), channels_last in memory.
@@ -133,14 +160,14 @@ class PatchStore:
         seed: int = 0,
         on_image: Callable[[], None] | None = None,
     ) -> Moments:
-        """Mean and covariance of the patches of some images, streamed in float64.
+        """Mean and covariance of the patches of some views, streamed in float64.
 
         Args:
-            rows: of the image table.
-            cells_of: a row to the cells of its grid that show the image (not a letterbox's padding).
-            patches_per_image: cells drawn from each image; all of them would cost as much as the backbone.
+            rows: of the table.
+            cells_of: a row to the cells of its grid that show the image (not padding).
+            patches_per_image: cells drawn from each view; all of them would cost as much as the backbone.
             seed: of that draw.
-            on_image: called after each image.
+            on_image: called after each view.
         """
         running = RunningMoments(sum(self.header.channels))
         for row in rows:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,14 +93,15 @@ class StoreWriter:
             if not np.isfinite(block).all():
                 raise StoreError(
                     expected="features that are finite in float16",
-                    got=f"an overflow or NaN at {name} in {images[0].uri} or one of the {len(rows)} images after it",
+                    got=f"an overflow or NaN at {name} in {images[0].uri} or one of the {len(rows)} rows after it",
                     remedy="check the weights file, or use another backbone",
                 )
             file = shard_file(self.path, name, shard)
             with writing(file):
                 array[rows.start : rows.stop] = block
                 files[name] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
-        record = {"images": [asdict(image) for image in images], "files": files}
+        rows_said = [image.to_dict(self.header.features) for image in images]
+        record = {"images": rows_said, "files": files}
         write_bytes(record_file(self.path, shard), json.dumps(record, ensure_ascii=False).encode())
         self._images[rows.start : rows.stop] = images
 
@@ -114,7 +114,7 @@ class StoreWriter:
             record = json.loads(record_file(self.path, shard).read_bytes())
             shards.append(record["files"])
             images += [StoredImage(**row) for row in record["images"]]
-        table = pa.Table.from_pylist([asdict(image) for image in images])
+        table = pa.Table.from_pylist([image.to_dict(self.header.features) for image in images])
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         write_bytes(self.path / "images.parquet", buffer.getvalue())
@@ -186,7 +186,7 @@ def _is_finished(path: Path, header: StoreHeader, images: int) -> bool:
 
 
 def recorded_images(path: Path) -> dict[str, StoredImage]:
-    """Images by uri that an earlier run recorded in a store, finished or not; empty where there is none."""
+    """A row of each image, by uri, that an earlier run recorded in a store, finished or not."""
     found: dict[str, StoredImage] = {}
     for file in sorted((path / "records").glob("*.json")):
         try:

@@ -142,9 +142,9 @@ def new_memories(
     """Patches of new images for a bank.
 
     Args:
-        store, rows: the new images; held-out ones are not among them.
+        store, rows: the views of the new images; held-out ones are not among them.
         bundle: the model: its phi_0 makes the patches, its bank's method decides which are taken.
-        share: memories an image, as the bank has them; `full` takes all patches.
+        share: memories a view, as the bank has them; `full` takes all patches.
         listener: told of progress.
     """
     spec = bundle.manifest.spec
@@ -152,7 +152,7 @@ def new_memories(
     stream = patch_stream(store, rows, phi_0)
     total = sum(len(inspected_cells(store, row)) for row in rows)
     count = min(total, max(1, round(share * len(rows))))
-    with stage(listener, "new memories", len(rows), "images") as advance:
+    with stage(listener, "new memories", len(rows), spec.features.view_unit) as advance:
         if spec.bank.method == "full":
             taken = full_bank(stream, total=total, on_image=lambda: advance(1))
         elif spec.bank.method == "random":

@@ -38,7 +38,7 @@ from cfa_index.workflows.extract import (
     store_path,
 )
 from cfa_index.workflows.indexing import index_bank
-from cfa_index.workflows.opening import split_held_out
+from cfa_index.workflows.opening import split_held_out, split_rows
 from cfa_index.workflows.start import Start, bank_contents, make_start, patch_moments
 
 
@@ -119,7 +119,8 @@ def build(
         StoreError, OutputError: see `extract`.
     """
     # Before any work: what cannot be made of all images cannot be made of the readable ones.
-    check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
+    if not spec.features.tile_px:  # how many tiles there are is known when the images are read
+        check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
     backbone = backbone.to(device)
     path = store_path(features_dir, good.category, store_header(good.source, spec.features, backbone))
     store = extract(
@@ -132,13 +133,14 @@ def build(
         threads=threads,
         listener=listener,
     )
-    fit_rows, held_rows = split_held_out(store.good_rows, spec.held_out, spec.seed)
+    fit_rows, held_rows = split_rows(store, store.good_rows, spec)
     fitted = fit(
         backbone, store, spec, fit_rows=fit_rows, held_rows=held_rows, device=device, listener=listener
     )
     contents, bank = dict(fitted.contents), fitted.start.bank
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
         contents[BACKBONE_FILE] = backbone.state_tensors()
+    images = len(store.images_in(store.good_rows))
     manifest = Manifest(
         category=good.category,
         generation="",
@@ -146,7 +148,7 @@ def build(
         action="build",
         created=timestamp(),
         source=store.header.source,
-        images=len(store.good_rows),
+        images=images,
         images_sha256=sha256_of_file(path / "images.parquet"),
         spec=spec,
         weights=backbone.origin,
@@ -164,8 +166,8 @@ def build(
         path=folder,
         manifest=manifest,
         store=path,
-        images=len(store.good_rows),
-        rejected=len(store) - len(store.good_rows),
+        images=images,
+        rejected=store.rejected,
         memories=len(bank),
         width=fitted.start.phi_0.width,
         trials=fitted.trials,
@@ -205,7 +207,7 @@ def fit(
         backbone: for the scorer; it is not called.
         store: of the images.
         spec: all settings.
-        fit_rows, held_rows: the images of the bank, and those held out.
+        fit_rows, held_rows: the views of the images of the bank, and of those held out.
         device: of the bank.
         listener: told of progress.
 
@@ -251,14 +253,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_enough_patches(spec: ModelSpec, images: int) -> None:
+def check_enough_patches(spec: ModelSpec, views: int) -> None:
     """A bank larger than all patches together, or too small or large for the settings, cannot be made."""
-    patches = images * spec.features.patches_per_image
+    patches = views * spec.features.patches_per_image
     memories = spec.bank.memories(spec.features.patches_per_image, patches)
     spec.check_memories(memories)
     if memories > patches:
         raise BankError(
-            expected=f"a bank of at most {patches} memories ({images} images of {spec.features.patches_per_image} patches)",
+            expected=f"a bank of at most {patches} memories ({views} {spec.features.view_unit} of {spec.features.patches_per_image} patches)",
             got=str(memories),
             remedy="give a smaller --bank-size, or more good images",
         )

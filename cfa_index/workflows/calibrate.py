@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cfa_index.backbones import Backbone
 from cfa_index.baseline import RunningBaseline
 from cfa_index.bundle import HeldOut, Manifest
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.images import Frame, frame_of
+from cfa_index.images import Frame, image_scores_of
 from cfa_index.metrics import Threshold, conformal_threshold
 from cfa_index.scorer import Scorer
 from cfa_index.store import PatchStore
-from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids
+from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids, stored_frames
 from cfa_index.workflows.start import Start
 
 BASELINE_IMAGES = 128
-"""Enough for the mean of a cell; all of them would cost as much as the bank."""
+"""Views; enough for the mean of a cell. All of them would cost as much as the bank."""
 
 
 def calibrated_scorer(
@@ -35,13 +36,14 @@ def calibrated_scorer(
 ) -> Scorer:
     """A scorer on the bank of `start`, with the baseline that its settings ask for.
 
-    The baseline is that of at most `BASELINE_IMAGES` fit images. These are in the bank, and the places that
-    are hardest are those that the bank remembers best; so each is scored without its own memories.
+    The baseline is that of at most `BASELINE_IMAGES` fit images, or tiles of them. These are in the bank, and
+    the places that are hardest are those that the bank remembers best; so each is scored without the memories
+    of its own image.
 
     Args:
         backbone, descriptor: see `Scorer`; the backbone is not called.
         start: bank, owners and settings; the seed draws the images.
-        store, rows: the fit images.
+        store, rows: the views of the fit images.
         listener: told of progress.
     """
     spec = start.spec
@@ -52,9 +54,10 @@ def calibrated_scorer(
     chosen = draw.choice(np.asarray(rows), size=min(BASELINE_IMAGES, len(rows)), replace=False)
     owners = torch.from_numpy(start.owners)
     running = RunningBaseline(spec.features.grid)
-    with stage(listener, "baseline", len(chosen), "images") as advance:
+    with stage(listener, "baseline", len(chosen), spec.features.view_unit) as advance:
         for part, levels in iterate_pyramids(store, sorted(chosen.tolist()), READ_IMAGES):
-            scores = scorer.scores_without_own(levels, torch.tensor(part), owners).cpu().numpy()
+            images = torch.tensor([row - store.images[row].tile for row in part])
+            scores = scorer.scores_without_own(levels, images, owners).cpu().numpy()
             inspected = inspected_mask(store, part).view(scores.shape).numpy()
             running.update(scores, inspected & np.isfinite(scores))
             advance(len(part))
@@ -64,22 +67,40 @@ def calibrated_scorer(
     )
 
 
-def stored_frames(store: PatchStore, rows: Sequence[int]) -> list[Frame]:
-    """How network pixels lie in some images of a store."""
-    images = [store.images[row] for row in rows]
-    return [frame_of(image.width, image.height, store.header.features) for image in images]
-
-
 def score_held_out(
     scorer: Scorer, store: PatchStore, rows: Sequence[int], listener: Listener = ignore
 ) -> HeldOut:
-    """Raw scores of good images that the model has not seen, from the store."""
-    scores: list[float] = []
-    with stage(listener, "threshold", len(rows), "images") as advance:
-        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
-            scores += scorer.score_pyramid(levels, stored_frames(store, part)).scores.tolist()
-            advance(len(part))
-    return HeldOut(uris=tuple(store.images[row].uri for row in rows), scores=tuple(scores))
+    """Raw scores of good images that the model has not seen, one an image, from the store.
+
+    Args:
+        scorer: of the model.
+        store, rows: all views of these images.
+        listener: told of progress.
+    """
+    features = store.header.features
+    with stage(listener, "threshold", len(rows), features.view_unit) as advance:
+        maps = stored_maps(scorer, store, rows, advance)
+        found = dict(image_scores_of(maps, features))
+    uris = tuple(store.images[image].uri for image in found)
+    return HeldOut(uris=uris, scores=tuple(found.values()))
+
+
+def stored_maps(
+    scorer: Scorer, store: PatchStore, rows: Sequence[int], on_views: Callable[[int], None]
+) -> Iterator[tuple[int, Frame, NDArray[np.float32]]]:
+    """Image (its first row), frame and map (S, S) of each of some rows, read and scored a few at a time.
+
+    Args:
+        scorer: of the model.
+        store, rows: the views.
+        on_views: called with how many more were scored.
+    """
+    for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
+        frames = stored_frames(store, part)
+        maps = scorer.score_pyramid(levels, frames).maps.cpu().numpy()
+        for row, frame, view_map in zip(part, frames, maps, strict=True):
+            yield row - store.images[row].tile, frame, view_map
+        on_views(len(part))
 
 
 def threshold_of(held_out: HeldOut, rate: float) -> Threshold | None:

@@ -115,7 +115,7 @@ def write_change(
         with_scores(manifest, held_out),
         parent=bundle.manifest.generation,
         created=timestamp(),
-        images=len(fit_rows) + len(held_rows),
+        images=len(store.images_in([*fit_rows, *held_rows])),
         index=bank.index.state if bank.index else None,
         versions=versions(),
     )
@@ -173,7 +173,7 @@ def write_rebuild(
         parent=bundle.manifest.generation,
         action="rebuild",
         created=timestamp(),
-        images=len(fit_rows) + len(held_rows),
+        images=len(store.images_in([*fit_rows, *held_rows])),
         radius=0.0,
         added=averaged(manifest.added),
         index=bank.index.state if bank.index else None,

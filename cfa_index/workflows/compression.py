@@ -33,7 +33,7 @@ _POINTS_PER_MEMORY = 8
 
 
 def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
-    """The adapted patches of some images, one image at a time, read in small batches; see `compress`."""
+    """The adapted patches of some views, one at a time, read in small batches; see `compress`."""
     folded = phi.folded()
 
     def stream() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
@@ -72,7 +72,7 @@ def compress_store(
     if spec.method in ("coreset", "random", "full"):
         bank = _choose(stream, memories, len(rows), total, spec, seed, listener)
         return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
-    with stage(listener, "sample", len(rows), "images") as advance:
+    with stage(listener, "sample", len(rows), store.header.features.view_unit) as advance:
         sample = sample_patches(
             stream,
             images=len(rows),

@@ -7,6 +7,7 @@ a time, and one more where maps are fused.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
-from cfa_index.images import Frame, ImageBatch, load_batches
+from cfa_index.images import ImageBatch, ImageMap, MapJoiner, load_batches, view_count
 from cfa_index.resample import fuse_maps, to_source
 from cfa_index.scorer import Scorer
 
@@ -28,34 +28,32 @@ class FusedMap:
     """The maps of one image by each model, in one state; worked out when asked for.
 
     Args:
-        maps: (S, S) float32 by model, each in its own network pixels.
-        frames: how each lies in the source.
+        maps: by model, each in its own network pixels; of tiles, their maps in one.
     """
 
-    def __init__(self, maps: Sequence[Tensor], frames: Sequence[Frame]) -> None:
+    def __init__(self, maps: Sequence[ImageMap]) -> None:
         self._maps = maps
-        self._frames = frames
 
     @cached_property
     def in_source(self) -> NDArray[np.float32]:
         """(H, W) float32 in source pixels, NaN where no model looked."""
         return fuse_maps(
             to_source(
-                one.cpu().numpy(),
-                width=frame.source_width,
-                height=frame.source_height,
-                scale_x=frame.scale_x,
-                scale_y=frame.scale_y,
-                offset_x=frame.offset_x,
-                offset_y=frame.offset_y,
+                one.pixels,
+                width=one.frame.source_width,
+                height=one.frame.source_height,
+                scale_x=one.frame.scale_x,
+                scale_y=one.frame.scale_y,
+                offset_x=one.frame.offset_x,
+                offset_y=one.frame.offset_y,
             )
-            for one, frame in zip(self._maps, self._frames, strict=True)
+            for one in self._maps
         )
 
     @property
     def score(self) -> float:
-        """The map's maximum: of one model in network pixels, as `Scorer` has it, of several in source pixels."""
-        return float(self._maps[0].amax()) if len(self._maps) == 1 else float(np.nanmax(self.in_source))
+        """The map's maximum: of one model in network pixels, as it scores, of several in source pixels."""
+        return self._maps[0].score if len(self._maps) == 1 else float(np.nanmax(self.in_source))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,34 +105,42 @@ def score_images(
     """
     scorers = [[model.scorer] for model in models] if states is None else states
     streams = [
-        load_batches(paths, model.manifest.spec.features, batch_size=batch_size, threads=threads)
-        for model in models
+        _one_model(model, several, paths, batch_size, threads)
+        for model, several in zip(models, scorers, strict=True)
     ]
-    for batches in zip(*streams, strict=True):
-        maps = [
-            _maps(model, several, batch)
-            for model, several, batch in zip(models, scorers, batches, strict=True)
-        ]
-        errors = dict(error for batch in batches for error in batch.errors)
-        slots = [{position: slot for slot, position in enumerate(batch.positions)} for batch in batches]
-        for position in sorted({*slots[0], *errors}):
-            if position in errors:
-                yield ScoredImage(position=position, states=iter(()), error=errors[position])
-                continue
-            at = [slot[position] for slot in slots]
-            frames = [batch.frames[slot] for batch, slot in zip(batches, at, strict=True)]
-            yield ScoredImage(position=position, states=_states(maps, at, frames))
+    for position, found in enumerate(zip(*streams, strict=True)):
+        error = next((one for one in found if isinstance(one, ImageError)), None)
+        maps = [one for one in found if not isinstance(one, ImageError)]
+        of_state = iter(()) if error else map(FusedMap, zip(*maps, strict=True))
+        yield ScoredImage(position=position, states=of_state, error=error)
 
 
-def _maps(model: ModelBundle, scorers: Sequence[Scorer], batch: ImageBatch) -> list[Tensor]:
-    """(B, S, S) float32 on the CPU by state; the backbone runs once."""
+def _one_model(
+    model: ModelBundle, scorers: Sequence[Scorer], paths: Sequence[Path], batch_size: int, threads: int
+) -> Iterator[list[ImageMap] | ImageError]:
+    """Of each image, in order, its map by state, or why it cannot be read."""
+    features = model.manifest.spec.features
+    joiners: list[MapJoiner] = []
+    left = 0
+    for batch in load_batches(paths, features, batch_size=batch_size, threads=threads):
+        maps = _maps(model, scorers, batch)
+        errors = deque(batch.errors)
+        for slot, (position, frame) in enumerate(zip(batch.positions, batch.frames, strict=True)):
+            while errors and errors[0][0] < position:
+                yield errors.popleft()[1]
+            if not left:
+                size = frame.source_width, frame.source_height
+                joiners, left = [MapJoiner(*size, features) for _ in scorers], view_count(*size, features)
+            for joiner, of_state in zip(joiners, maps, strict=True):
+                joiner.add(of_state[slot])
+            left -= 1
+            if not left:
+                yield [joiner.result() for joiner in joiners]
+        yield from (error for _, error in errors)
+
+
+def _maps(model: ModelBundle, scorers: Sequence[Scorer], batch: ImageBatch) -> list[NDArray[np.float32]]:
+    """(B, S, S) float32 by state; the backbone runs once."""
     with torch.inference_mode():
         levels = model.backbone.pyramid(batch.pixels.to(model.bank.device))
-    return [scorer.score_pyramid(levels, batch.frames).maps.cpu() for scorer in scorers]
-
-
-def _states(
-    maps: Sequence[Sequence[Tensor]], slots: Sequence[int], frames: Sequence[Frame]
-) -> Iterator[FusedMap]:
-    for of_state in zip(*maps, strict=True):
-        yield FusedMap([one[slot] for one, slot in zip(of_state, slots, strict=True)], frames)
+    return [scorer.score_pyramid(levels, batch.frames).maps.cpu().numpy() for scorer in scorers]

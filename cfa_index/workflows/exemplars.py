@@ -12,9 +12,10 @@ from cfa_index.bank import PatchSources
 from cfa_index.bundle import MemorySource, Sources
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.images import decode, frame_of
+from cfa_index.images import decode
 from cfa_index.report import context_box
 from cfa_index.store import PatchStore
+from cfa_index.workflows.extract import image_rows, stored_frames
 
 MOST_EXEMPLARS = 20_000
 """Larger banks carry no pictures: they would outgrow the vectors."""
@@ -22,25 +23,24 @@ _EXEMPLAR_PX = 64
 
 
 def memory_sources(store: PatchStore, sources: PatchSources) -> Sources:
-    """The image, cell and box in source pixels of each memory's nearest real patch."""
+    """The image, cell of the image's or the tile's grid, and box in source pixels of each memory's nearest patch."""
     features = store.header.features
     height, width = grid = features.grid
     rows, columns = np.divmod(sources.cells, width)
-    # A patch's left and right depend on its column and the image's size alone, top and bottom on its row.
-    used, image_of = np.unique(sources.rows, return_inverse=True)
-    sizes = [(store.images[row].width, store.images[row].height) for row in used.tolist()]
-    numbers = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+    # A patch's left and right depend on its column and the frame alone, top and bottom on its row.
+    used, view_of = np.unique(sources.rows, return_inverse=True)
+    frames = stored_frames(store, used.tolist())
+    numbers = {frame: number for number, frame in enumerate(dict.fromkeys(frames))}
     boxes = np.zeros((len(numbers), max(grid), 4), dtype=np.int64)
-    for size, number in numbers.items():
-        frame = frame_of(*size, features)
+    for frame, number in numbers.items():
         diagonal = [(min(i, height - 1), min(i, width - 1)) for i in range(max(grid))]
         boxes[number] = [frame.patch_box(row, column, grid) for row, column in diagonal]
-    size_of = np.array([numbers[size] for size in sizes], dtype=np.int64)[image_of]
-    left, right = boxes[size_of, columns, 0], boxes[size_of, columns, 2]
-    top, bottom = boxes[size_of, rows, 1], boxes[size_of, rows, 3]
+    frame_of = np.array([numbers[frame] for frame in frames], dtype=np.int64)[view_of]
+    left, right = boxes[frame_of, columns, 0], boxes[frame_of, columns, 2]
+    top, bottom = boxes[frame_of, rows, 1], boxes[frame_of, rows, 3]
     return Sources.of_columns(
         [image.uri for image in store.images],
-        sources.rows,
+        image_rows(store, sources.rows),
         {"row": rows, "column": columns, "left": left, "top": top, "right": right, "bottom": bottom},
     )
 
@@ -53,11 +53,12 @@ def exemplar_crops(
 ) -> list[bytes]:
     """A small JPEG around each memory's source patch; every image is decoded once."""
     crops = [b""] * len(places)
-    order = np.argsort(sources.rows, kind="stable").tolist()
+    images = image_rows(store, sources.rows)
+    order = np.argsort(images, kind="stable").tolist()
     with stage(listener, "exemplars", len(order), "memories") as advance:
         image, opened = None, -1
         for memory in order:
-            source, row = places[memory], int(sources.rows[memory])
+            source, row = places[memory], int(images[memory])
             if row != opened:
                 try:
                     image, opened = decode(Path(store.header.source) / source.uri), row

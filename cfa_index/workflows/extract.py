@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,18 @@ from torch import Tensor
 
 from cfa_index.backbones import Backbone
 from cfa_index.bank import shared_threads
-from cfa_index.errors import DatasetError
+from cfa_index.errors import DatasetError, ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, sha256_of_file, sha256_of_json
-from cfa_index.images import frame_of, load_batches, valid_mask
+from cfa_index.images import (
+    Frame,
+    ImageBatch,
+    count_views,
+    frame_at,
+    load_batches,
+    valid_mask,
+    view_count,
+)
 from cfa_index.specs import FeatureSpec
 from cfa_index.store import (
     SHARD_IMAGES,
@@ -31,6 +40,9 @@ READ_IMAGES = 8
 """Images read from a store at once, where nothing else decides."""
 _FORWARD_IMAGES = 8
 """Images a forward pass: larger batches need more memory and are no faster on a CPU."""
+
+_ReadRow = tuple[StoredImage, Tensor | None]
+"""A row of the store as it was read, and its pixels (3, S, S); None where it has an error."""
 
 
 def store_path(features_dir: Path, category: str, header: StoreHeader) -> Path:
@@ -80,34 +92,23 @@ def extract(
     if not images:
         raise DatasetError(expected=f"good images in {source}", got="none", remedy="give at least one")
     header = store_header(source, features, backbone)
-    planned = _stamp_all(images, source, path, listener)
+    planned = _plan_rows(images, source, features, path, listener)
     with StoreWriter(path, header, planned) as writer:
         todo = sum(len(writer.shard_rows(shard)) for shard in writer.todo)
-        with stage(listener, "features", todo, "images") as advance:
-            rows = [row for shard in writer.todo for row in writer.shard_rows(shard)]
-            offset = 0
-            # A batch is a shard: only the last shard can be short, and it comes last.
-            batches = load_batches(
-                (images[row] for row in rows), features, batch_size=SHARD_IMAGES, threads=threads
-            )
-            for shard, batch in zip(writer.todo, batches, strict=True):
-                stored = [planned[row] for row in writer.shard_rows(shard)]
-                for position, error in batch.errors:
-                    stored[position - offset] = replace(stored[position - offset], error=str(error))
-                for position, frame in zip(batch.positions, batch.frames, strict=True):
-                    stored[position - offset] = replace(
-                        stored[position - offset], width=frame.source_width, height=frame.source_height
-                    )
-                slots = [position - offset for position in batch.positions]
+        with stage(listener, "features", todo, features.view_unit) as advance:
+            read = _read_rows(writer, planned, images, features, threads)
+            for shard in writer.todo:
+                part = [next(read) for _ in writer.shard_rows(shard)]
+                stored = [row for row, _ in part]
                 writer.write_shard(
-                    shard, _pyramids(backbone, batch.pixels, slots, len(stored), header, device), stored
+                    shard, _pyramids(backbone, [pixels for _, pixels in part], header, device), stored
                 )
-                offset += len(stored)
                 advance(len(stored))
         store = writer.finish()
-    for image in store.images:
-        if image.error:
-            listener(Notice(message=f"left out: {image.error}"))
+    for error in dict.fromkeys(
+        image.error for image in store.images if image.error
+    ):  # its tiles say the same
+        listener(Notice(message=f"left out: {error}"))
     if not store.good_rows:
         raise DatasetError(
             expected=f"at least one readable image among {len(images)} in {source}",
@@ -117,16 +118,31 @@ def extract(
     return store
 
 
-def _stamp_all(images: Sequence[Path], source: Path, path: Path, listener: Listener) -> list[StoredImage]:
-    """Size, time and checksum of every file; a file whose size and time are on record is not read again."""
+def _plan_rows(
+    images: Sequence[Path], source: Path, features: FeatureSpec, path: Path, listener: Listener
+) -> list[StoredImage]:
+    """The rows of a store: size, time and checksum of every file, and with tiles a row each.
+
+    A file whose size and time are on record is not read again. One whose tiles cannot be counted has one row.
+    """
     known = recorded_images(path)
-    stamped = []
+    planned = []
     with stage(listener, "checksums", len(images), "images") as advance:
         for image in images:
             uri = printable(image.relative_to(source).as_posix())
-            stamped.append(_stamp(image, uri, known.get(uri)))
+            stamped = _stamp(image, uri, known.get(uri))
+            planned += [replace(stamped, tile=tile) for tile in range(_count(image, stamped, features))]
             advance(1)
-    return stamped
+    return planned
+
+
+def _count(image: Path, stamped: StoredImage, features: FeatureSpec) -> int:
+    if stamped.width:
+        return view_count(stamped.width, stamped.height, features)
+    try:
+        return count_views(image, features)
+    except ImageError:  # which is said when it is decoded
+        return 1
 
 
 def _stamp(image: Path, uri: str, known: StoredImage | None) -> StoredImage:
@@ -140,35 +156,91 @@ def _stamp(image: Path, uri: str, known: StoredImage | None) -> StoredImage:
         return StoredImage(uri=uri, size=0, mtime_ns=0, sha256="")
 
 
+def _read_rows(
+    writer: StoreWriter,
+    planned: Sequence[StoredImage],
+    images: Sequence[Path],
+    features: FeatureSpec,
+    threads: int,
+) -> Iterator[_ReadRow]:
+    """The rows of the shards to do, in order: each with its size or its error, and its pixels (3, S, S).
+
+    Args:
+        writer: of the store; a batch is as large as one of its shards.
+        planned: all rows.
+        images: the files, in the order of the rows.
+        features, threads: see `load_batches`.
+    """
+    firsts = [row for row, stored in enumerate(planned) if stored.tile == 0]
+    rows_of = [range(*ends) for ends in itertools.pairwise([*firsts, len(planned)])]
+    todo = dict.fromkeys(row for shard in writer.todo for row in writer.shard_rows(shard))
+    numbers = [number for number, rows in enumerate(rows_of) if any(row in todo for row in rows)]
+    batches = load_batches(
+        (images[number] for number in numbers), features, batch_size=SHARD_IMAGES, threads=threads
+    )
+    theirs = [rows_of[number] for number in numbers]
+    found: dict[int, _ReadRow] = {}
+    for row in list(todo):
+        while row not in found:
+            read = _rows_of_batch(next(batches), theirs, planned, features)
+            found |= {at: one for at, one in read if at in todo}
+        del todo[row]
+        yield found.pop(row)
+
+
+def _rows_of_batch(
+    batch: ImageBatch, rows_of: Sequence[range], planned: Sequence[StoredImage], features: FeatureSpec
+) -> Iterator[tuple[int, _ReadRow]]:
+    """Rows and what was read of them; `rows_of` are those of each image in the sequence."""
+    errors = [(position, str(error)) for position, error in batch.errors]
+    for slot, (position, tile, frame) in enumerate(
+        zip(batch.positions, batch.tiles, batch.frames, strict=True)
+    ):
+        rows, width, height = rows_of[position], frame.source_width, frame.source_height
+        if view_count(width, height, features) != len(rows):
+            errors.append((position, f"{planned[rows[0]].uri} has changed while it was read"))
+            continue
+        stored = replace(planned[rows[tile]], width=width, height=height)
+        yield rows[tile], (stored, batch.pixels[slot])
+    for position, error in errors:
+        for row in rows_of[position]:
+            yield row, (replace(planned[row], error=error), None)
+
+
 @torch.inference_mode()
 def _pyramids(
-    backbone: Backbone,
-    pixels: Tensor,
-    slots: Sequence[int],
-    count: int,
-    header: StoreHeader,
-    device: torch.device,
+    backbone: Backbone, pixels: Sequence[Tensor | None], header: StoreHeader, device: torch.device
 ) -> list[Tensor]:
-    """Pyramids of the images that could be read, in their slots among `count`; zeros elsewhere."""
+    """The pyramid of each square (3, S, S); zeros where there is none."""
     levels = [
-        torch.zeros((count, height, width, channels), dtype=torch.float16).permute(0, 3, 1, 2)
+        torch.zeros((len(pixels), height, width, channels), dtype=torch.float16).permute(0, 3, 1, 2)
         for channels, (height, width) in zip(header.channels, header.grids, strict=True)
     ]
-    for start in range(0, len(pixels), _FORWARD_IMAGES):
-        part = slots[start : start + _FORWARD_IMAGES]
-        for level, values in zip(
-            levels, backbone.pyramid(pixels[start : start + _FORWARD_IMAGES].to(device)), strict=True
-        ):
-            level[part] = values.to(torch.float16).cpu()
+    seen = [(slot, square) for slot, square in enumerate(pixels) if square is not None]
+    for start in range(0, len(seen), _FORWARD_IMAGES):
+        slots, squares = zip(*seen[start : start + _FORWARD_IMAGES], strict=True)
+        for level, values in zip(levels, backbone.pyramid(torch.stack(squares).to(device)), strict=True):
+            level[list(slots)] = values.to(torch.float16).cpu()
     return levels
 
 
-def inspected_mask(store: PatchStore, rows: Sequence[int]) -> Tensor:
-    """Patches that show their image and not a letterbox's padding: bool (len(rows), h*w)."""
+def stored_frames(store: PatchStore, rows: Sequence[int]) -> list[Frame]:
+    """How network pixels lie in the image of each of some rows."""
     features = store.header.features
-    images = [store.images[row] for row in rows]
-    frames = [frame_of(image.width, image.height, features) for image in images]
-    return valid_mask(frames, features.grid).flatten(1)
+    stored = [store.images[row] for row in rows]
+    return [frame_at(image.width, image.height, features, image.tile) for image in stored]
+
+
+def image_rows(store: PatchStore, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of the image that each row is a view of, (n,) int64."""
+    used, number_of = np.unique(rows, return_inverse=True)
+    firsts = [row - store.images[row].tile for row in used.tolist()]
+    return np.array(firsts, dtype=np.int64)[number_of]
+
+
+def inspected_mask(store: PatchStore, rows: Sequence[int]) -> Tensor:
+    """Patches that show their image and no padding: bool (len(rows), h*w)."""
+    return valid_mask(stored_frames(store, rows), store.header.features.grid).flatten(1)
 
 
 def inspected_cells(store: PatchStore, row: int) -> NDArray[np.int64]:

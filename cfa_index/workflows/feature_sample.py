@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.images import Frame, TestImage, load_batches, valid_mask
+from cfa_index.images import Frame, TestImage, frames_of, load_batches, valid_mask
 from cfa_index.report import Cloud, feature_view
 from cfa_index.scorer import Scorer
 from cfa_index.workflows.evaluation import TestRow
@@ -34,7 +34,7 @@ def draw_features(
     """Write the view of one model; the same images and patches every time.
 
     Of up to 16 good images, 16 patches each at random; of as many defect images, up to 16 patches in the
-    mask, or those of the highest score where there is no mask.
+    mask, or those of the highest score where there is no mask. Of an image in tiles they are those of one tile.
 
     Raises:
         ImageError: an image cannot be read any more.
@@ -52,22 +52,29 @@ def draw_features(
     patches: list[list[NDArray[np.float32]]] = [[] for _ in phis]
     scores: list[list[NDArray[np.float32]]] = [[] for _ in phis]
     defective: list[bool] = []
+    tiles: dict[int, int] = {}
     rng = np.random.default_rng(0)
     batches = load_batches([image.path for image in shown], spec.features, batch_size=_BATCH, threads=threads)
     for batch in batches:
         if batch.errors:
             raise batch.errors[0][1]
+        for position, tile, frame in zip(batch.positions, batch.tiles, batch.frames, strict=True):
+            if tile == 0:
+                tiles[position] = _tile_shown(bundle, shown[position], frame, rng)
+        at = [slot for slot, tile in enumerate(batch.tiles) if tile == tiles[batch.positions[slot]]]
+        if not at:
+            continue
+        frames = [batch.frames[slot] for slot in at]
         with torch.inference_mode():
-            levels = bundle.backbone.pyramid(batch.pixels.to(bundle.bank.device))
+            levels = bundle.backbone.pyramid(batch.pixels[at].to(bundle.bank.device))
             features = [phi(levels).cpu().numpy() for phi in phis]  # (B, h*w, D') each
         grids = [
-            scorer.score_pyramid(levels, batch.frames).patch_scores.flatten(1).cpu().numpy()
-            for scorer in scorers
+            scorer.score_pyramid(levels, frames).patch_scores.flatten(1).cpu().numpy() for scorer in scorers
         ]
-        inside = valid_mask(batch.frames, spec.features.grid).flatten(1).numpy()
-        for slot, position in enumerate(batch.positions):
-            image = shown[position]
-            cells = _cells(image, batch.frames[slot], spec.features.grid, grids[-1][slot], inside[slot], rng)
+        inside = valid_mask(frames, spec.features.grid).flatten(1).numpy()
+        for slot, frame in enumerate(frames):
+            image = shown[batch.positions[at[slot]]]
+            cells = _cells(image, frame, spec.features.grid, grids[-1][slot], inside[slot], rng)
             defective += [image.is_defect] * len(cells)
             for number in range(len(phis)):
                 patches[number].append(features[number][slot][cells])
@@ -93,6 +100,21 @@ def _spread(images: Sequence[TestImage]) -> list[TestImage]:
     """At most `_IMAGES_A_CLASS` of them, evenly spaced."""
     at = np.linspace(0, len(images) - 1, min(len(images), _IMAGES_A_CLASS)).round().astype(int)
     return [images[number] for number in at.tolist()]
+
+
+def _tile_shown(bundle: ModelBundle, image: TestImage, frame: Frame, rng: np.random.Generator) -> int:
+    """Which tile of an image stands for it: that of most of the mask, of the highest score, or any of a good one."""
+    size = frame.source_width, frame.source_height
+    frames = frames_of(*size, bundle.manifest.spec.features)
+    if len(frames) == 1:
+        return 0
+    if not image.is_defect:
+        return int(rng.integers(len(frames)))
+    if image.mask is None:
+        return int(np.argmax([view.patch_scores.max() for view in bundle.score([image.path])[0].views]))
+    mask = mask_of(image, size[::-1])
+    boxes = (frame.inspected for frame in frames)
+    return int(np.argmax([mask[top:bottom, left:right].sum() for left, top, right, bottom in boxes]))
 
 
 def _cells(

@@ -97,8 +97,8 @@ def add_images(
             grown, coming, bundle, share=len(bundle.bank) / len(before), listener=listener
         )
         vectors = np.concatenate([bundle.bank.vectors, memories.vectors])
-        came = {*fit_rows, *held_rows} - set(store.good_rows)
-        uris = tuple(grown.images[row].uri for row in sorted(came))
+        came = sorted({*fit_rows, *held_rows} - set(store.good_rows))
+        uris = tuple(grown.images[row].uri for row in grown.images_in(came))
         judges = bundle.manifest.held_out.uris + uris  # of these, those that are held out
         return write_change(
             models_dir / category,
@@ -109,7 +109,7 @@ def add_images(
             places=[*bundle.sources, *memories.places],
             crops=[*bundle.exemplars, *memories.crops],
             images=uris,
-            rejected=len(new.store) - len(new.store.good_rows),
+            rejected=new.store.rejected,
             listener=listener,
         )
 
@@ -305,12 +305,12 @@ def rollback(models_dir: Path, category: str, generation: str | None = None) -> 
 
 
 def _find(store: JoinedStore, name: str) -> int:
-    """The row of the image that a user means by its uri, a path, or a file name.
+    """The first row of the image that a user means by its uri, a path, or a file name.
 
     Raises:
         BankError: none is, or several are.
     """
-    rows = store.good_rows
+    rows = store.images_in(store.good_rows)
     path, source = place_of(Path(name)), Path(store.header.source)
     found = [
         row
@@ -339,7 +339,7 @@ def _without(manifest: Manifest, store: JoinedStore, uris: Collection[str]) -> M
     additions = []
     for addition, those in zip(manifest.added, added, strict=True):
         gone = set(uris).intersection(those)
-        if len(gone) < len(those):
+        if gone != set(those):
             additions.append(replace(addition, removed=tuple(sorted({*addition.removed, *gone}))))
     judges = tuple(uri for uri in manifest.held_out.uris if uri not in uris)
     return replace(

@@ -57,9 +57,15 @@ def fit_and_held(store: JoinedStore, spec: ModelSpec) -> tuple[list[int], list[i
     fit: list[int] = []
     held: list[int] = []
     for group in store.groups:
-        for rows, kept in zip(split_held_out(group, spec.held_out, spec.seed), (fit, held), strict=True):
+        for rows, kept in zip(split_rows(store, group, spec), (fit, held), strict=True):
             kept += [row for row in rows if store.is_kept(row)]
     return fit, held
+
+
+def split_rows(store: PatchStore, rows: Sequence[int], spec: ModelSpec) -> tuple[list[int], list[int]]:
+    """Rows for bank and training and rows for the threshold, see `split_held_out`; an image's tiles stay together."""
+    fit, held = split_held_out(store.images_in(rows), spec.held_out, spec.seed)
+    return store.views_of(fit), store.views_of(held)
 
 
 def judging_rows(store: JoinedStore, held_rows: Sequence[int], manifest: Manifest) -> list[int]:
@@ -69,7 +75,7 @@ def judging_rows(store: JoinedStore, held_rows: Sequence[int], manifest: Manifes
 
 
 def split_held_out(rows: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows for bank and training, and rows for the threshold: a random `share`, sorted.
+    """Images for bank and training, and images for the threshold: a random `share`, sorted.
 
     A single image is never held out: a bank needs it more than the threshold does.
     """

@@ -16,19 +16,22 @@ from cfa_index.defects import DEFECT_KINDS, draw_defect
 from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import printable, sha256_of_file
-from cfa_index.images import Frame, load_batches, valid_mask
+from cfa_index.images import Frame, decode, valid_mask, view_at
 from cfa_index.scorer import Scorer
 from cfa_index.store import PatchStore
-from cfa_index.workflows.calibrate import stored_frames
+from cfa_index.workflows.extract import stored_frames
 
 MOST_PROBES = 48
-"""Good images; with the defects drawn on them five times as many pyramids are held, in float16."""
+"""Good images, or a tile of each; with the defects five times as many pyramids are held, in float16."""
 FEWEST_PROBES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
     """Pyramids to try a model on: n good images first, then their synthetic defects, a kind after another.
+
+    Where images are cut into tiles, one tile of each image stands for it: the tiles of an image are no
+    independent looks at a model, and a defect shows in few of them.
 
     Attributes:
         levels: (5n, C_l, h_l, w_l) float16 each, as a PatchStore gives them.
@@ -41,8 +44,8 @@ class Probes:
     labels: NDArray[np.bool_]
 
 
-def split_probes(held_rows: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
-    """Held-out rows to choose by, and those left for the threshold.
+def split_probes(held: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Held-out images to choose by, and those left for the threshold, each by its first row in the store.
 
     Apart, so that the threshold's images have no say in the choice: half of them each, at most `MOST_PROBES`
     for the choice.
@@ -50,26 +53,27 @@ def split_probes(held_rows: Sequence[int], seed: int) -> tuple[list[int], list[i
     Raises:
         SpecError: too few images were held out.
     """
-    count = min(len(held_rows) // 2, MOST_PROBES)
+    count = min(len(held) // 2, MOST_PROBES)
     if count < FEWEST_PROBES:
         raise SpecError(
             expected=f"at least {2 * FEWEST_PROBES} held-out good images to choose by",
-            got=str(len(held_rows)),
+            got=str(len(held)),
             remedy="give --select none, or build with more images or a larger --held-out",
         )
-    shuffled = np.random.default_rng([seed, 1]).permutation(np.asarray(held_rows))
+    shuffled = np.random.default_rng([seed, 1]).permutation(np.asarray(held))
     return sorted(shuffled[:count].tolist()), sorted(shuffled[count:].tolist())
 
 
 def draw_probes(
-    store: PatchStore, rows: Sequence[int], backbone: Backbone, *, seed: int, listener: Listener = ignore
+    store: PatchStore, images: Sequence[int], backbone: Backbone, *, seed: int, listener: Listener = ignore
 ) -> Probes:
-    """Read some good images again and draw a defect of each kind on each of them.
+    """Read some good images again and draw a defect of each kind on each of them, or on a tile of it.
 
     Args:
-        store, rows: the images; their files are where the store's build found them.
+        store: whose build has left the files where it found them.
+        images: each by its first row.
         backbone: that of the store, on any device.
-        seed: of the defects.
+        seed: of the defects, and of which tile of an image is taken.
         listener: told of progress.
 
     Raises:
@@ -77,12 +81,13 @@ def draw_probes(
     """
     features = store.header.features
     device = next(backbone.parameters()).device
-    pixels, frames = _read(store, rows)
+    rows = [_drawn_view(store, image, seed) for image in images]
+    pixels, frames = _read(store, rows), stored_frames(store, rows)
     inside = valid_mask(frames, (features.size_px, features.size_px)).numpy()
     parts: list[list[Tensor]] = []
 
-    def add(images: NDArray[np.uint8]) -> None:
-        batches = torch.split(torch.from_numpy(images), 8)
+    def add(squares: NDArray[np.uint8]) -> None:
+        batches = torch.split(torch.from_numpy(squares), 8)
         parts.extend(
             [level.half().cpu() for level in backbone.pyramid(batch.to(device))] for batch in batches
         )
@@ -113,15 +118,23 @@ def probe_scores(scorer: Scorer, probes: Probes) -> NDArray[np.float32]:
     return np.concatenate(scores)
 
 
-def _read(store: PatchStore, rows: Sequence[int]) -> tuple[NDArray[np.uint8], list[Frame]]:
-    files = [Path(store.header.source) / store.images[row].uri for row in rows]
-    for file, row in zip(files, rows, strict=True):
-        same = file.is_file() and sha256_of_file(file) == store.images[row].sha256
-        if not same:
+def _drawn_view(store: PatchStore, image: int, seed: int) -> int:
+    """The row of a tile of an image, at random; the image's own row where it has no tiles."""
+    rows = store.views_of([image])
+    return rows[int(np.random.default_rng([seed, 2, image]).integers(len(rows)))]
+
+
+def _read(store: PatchStore, rows: Sequence[int]) -> NDArray[np.uint8]:
+    """(n, 3, S, S) of some views, each of another image. Raises DatasetError, ImageError."""
+    squares = []
+    for row in rows:
+        stored = store.images[row]
+        file = Path(store.header.source) / stored.uri
+        if not (file.is_file() and sha256_of_file(file) == stored.sha256):
             raise DatasetError(
                 expected="the held-out images as build found them",
                 got=f"{printable(str(file))}, {'changed since' if file.is_file() else 'no such file'}",
                 remedy="bring the images back, build again, or give --select none",
             )
-    batches = load_batches(files, store.header.features, batch_size=8)
-    return np.concatenate([batch.pixels.numpy() for batch in batches]), stored_frames(store, rows)
+        squares.append(view_at(decode(file), store.header.features, stored.tile)[0])
+    return np.stack(squares)

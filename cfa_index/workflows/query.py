@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from cfa_index.bank import shared_threads
-from cfa_index.bundle import ImageScore, MemorySource, ModelBundle
+from cfa_index.bundle import ImageScore, MemorySource, ModelBundle, ViewScore
 from cfa_index.images import as_image
 from cfa_index.report import PatchPicture, query_panel
+
+_APART = 1.5
+"""Patches between the centres of two worst ones, at least, in one direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,12 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstPatch:
-    """A patch of the query: cell, box in source pixels, score, and its K nearest memories."""
+    """A patch of the query: tile and cell in it, box in source pixels, score, and its K nearest memories.
 
+    `tile` is 0 where the image was not cut.
+    """
+
+    tile: int
     row: int
     column: int
     box: tuple[int, int, int, int]
@@ -57,6 +63,7 @@ class QueryResult:
             "is_anomalous": self.verdict.is_anomalous,
             "worst_patches": [
                 {
+                    "tile": patch.tile,
                     "row": patch.row,
                     "column": patch.column,
                     "box": list(patch.box),
@@ -97,8 +104,9 @@ def query(
     verdict = bundle.score([image], threshold=limit)[0]
     grid = bundle.manifest.spec.features.grid
     worst = []
-    for row, column in _apart(verdict.patch_scores, patches):
-        ids, distances = verdict.neighbor_ids[row, column], verdict.neighbor_distances[row, column]
+    for tile, row, column in _apart(verdict.views, patches):
+        view = verdict.views[tile]
+        ids, distances = view.neighbor_ids[row, column], view.neighbor_distances[row, column]
         matches = tuple(
             Match(
                 memory=memory,
@@ -110,10 +118,11 @@ def query(
         )
         worst.append(
             WorstPatch(
+                tile=tile,
                 row=row,
                 column=column,
-                box=verdict.frame.patch_box(row, column, grid),
-                score=float(verdict.patch_scores[row, column]),
+                box=view.frame.patch_box(row, column, grid),
+                score=float(view.patch_scores[row, column]),
                 matches=matches,
             )
         )
@@ -142,12 +151,21 @@ def query_picture(result: QueryResult, *, footer: str = "") -> Image.Image:
     )
 
 
-def _apart(patch_scores: NDArray[np.float32], count: int) -> Sequence[tuple[int, int]]:
-    """Cells of the highest scores, each outside the 3 x 3 neighbourhood of the ones before."""
-    left = patch_scores.copy()
-    cells: list[tuple[int, int]] = []
+def _apart(views: Sequence[ViewScore], count: int) -> Sequence[tuple[int, int, int]]:
+    """Tile, row and column of the highest patch scores, no two within a patch of each other in the source.
+
+    So the 3 x 3 neighbourhood of one is left out, and what another tile sees of the same place.
+    """
+    left = np.stack([view.patch_scores for view in views])  # (n, h, w)
+    _, height, width = left.shape
+    side = views[0].frame.size_px
+    # Centres in patches from the image's corner: all views have one scale.
+    y = np.array([np.arange(height) + 0.5 - view.frame.offset_y * height / side for view in views])
+    x = np.array([np.arange(width) + 0.5 - view.frame.offset_x * width / side for view in views])
+    cells: list[tuple[int, int, int]] = []
     while len(cells) < count and np.isfinite(left).any():
-        row, column = divmod(int(left.argmax()), left.shape[1])
-        cells.append((row, column))
-        left[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = -np.inf
+        tile, row, column = (int(at) for at in np.unravel_index(int(left.argmax()), left.shape))
+        cells.append((tile, row, column))
+        near_y, near_x = np.abs(y - y[tile, row]) < _APART, np.abs(x - x[tile, column]) < _APART
+        left[near_y[:, :, None] & near_x[:, None, :]] = -np.inf
     return cells

@@ -29,7 +29,7 @@ from cfa_index.specs import ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.compression import compress_store
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
-from cfa_index.workflows.extract import inspected_cells
+from cfa_index.workflows.extract import image_rows, inspected_cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Start:
         spec: the settings that they were made with.
         phi_0: on the bank's device.
         bank: frozen.
-        owners: (M,) int64, row in the store of the image that each memory came from.
+        owners: (M,) int64, first row in the store of the image that each memory came from.
         sources: of the memories; None where they are written already, in a model.
     """
 
@@ -54,8 +54,8 @@ class Start:
 def patch_moments(
     store: PatchStore, rows: Sequence[int], *, seed: int, listener: Listener = ignore
 ) -> Moments:
-    """Mean and covariance of the patches of some images."""
-    with stage(listener, "covariance", len(rows), "images") as advance:
+    """Mean and covariance of the patches of some views."""
+    with stage(listener, "covariance", len(rows), store.header.features.view_unit) as advance:
         return store.moments(
             rows,
             cells_of=lambda row: inspected_cells(store, row),
@@ -76,7 +76,7 @@ def make_start(
     """phi_0 and the bank of some images.
 
     Args:
-        store, rows: the images.
+        store, rows: the views of these images.
         spec: all settings.
         moments: of these images' patches, where phi_0 `needs_moments`.
         device: of the bank.
@@ -89,7 +89,8 @@ def make_start(
     vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
     bank = MemoryBank(vectors, device)
-    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=sources.rows, sources=sources)
+    owners = image_rows(store, sources.rows)
+    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=owners, sources=sources)
 
 
 def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
@@ -99,8 +100,8 @@ def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:
 
 
 def owners_of(places: Sequence[MemorySource], store: PatchStore) -> NDArray[np.int64]:
-    """(M,) row in the store of the image that each memory came from."""
-    row_of = {store.images[row].uri: row for row in store.good_rows}
+    """(M,) first row in the store of the image that each memory came from."""
+    row_of = {store.images[row].uri: row for row in store.images_in(store.good_rows)}
     return Sources.of(places).looked_up(row_of)
 
 

@@ -22,7 +22,8 @@ from cfa_index.metrics import pareto_frontier
 from cfa_index.moments import Moments
 from cfa_index.report import StudyRow, accuracy_of, require_matplotlib, require_plotly
 from cfa_index.specs import ModelSpec
-from cfa_index.workflows.calibrate import calibrated_scorer, stored_frames
+from cfa_index.workflows.calibrate import calibrated_scorer
+from cfa_index.workflows.extract import stored_frames
 from cfa_index.workflows.indexing import index_bank, query_patches
 from cfa_index.workflows.start import Start, make_start, patch_moments
 from cfa_index.workflows.study_cells import StudySpec
@@ -300,16 +301,18 @@ def _facts(
     features = spec.features
     defects = sum(image.is_defect for image in images.test)
     weights = ", random weights" if backbone.origin.is_random else ""
-    _, unseen, name = images.unseen
+    store, unseen, name = images.unseen
     alone = statistics.median(row.backbone_ms for row in rows if row.backbone_ms is not None)
     return [
         f"{features.backbone}{weights}, {features.geometry} frame at {features.size_px} px, "
         f"strides {', '.join(map(str, features.strides))}",
-        f"{len(images.fit_rows)} good images in the banks, {len(images.held_rows)} held out",
+        f"{len(images.store.images_in(images.fit_rows))} good images in the banks, "
+        f"{len(images.store.images_in(images.held_rows))} held out",
         f"test split of {len(images.test)} images, {defects} with defects"
         if images.test
         else "no test split",
-        f"recall and time on {len(unseen)} {name}",
+        f"recall and time on {len(store.images_in(unseen))} {name}"
+        + (f"; times are of one tile of {features.tile_px} px" if features.tile_px else ""),
         f"the backbone alone takes {alone:.3g} ms an image",
         f"device {device}, threads {torch.get_num_threads()}",
     ]

@@ -28,8 +28,8 @@ class Amounts:
     """What the time of a cell grows with.
 
     Attributes:
-        fit, test: images in the bank, and of the test split.
-        timed: scorings of an image for its latency and for throughput.
+        fit, test: images, or tiles of them, in the bank, and of the test split.
+        timed: scorings of one for its latency and for throughput.
         channels: D.
         queries: patches for recall.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from cfa_index.specs import ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.extract import extract, store_header, store_path
 from cfa_index.workflows.labelled import why_unmasked
-from cfa_index.workflows.opening import split_held_out
+from cfa_index.workflows.opening import split_rows
 
 TIMED_IMAGES = 32
 
@@ -29,7 +30,7 @@ class StudyImages:
     Attributes:
         store: of the good images; `fit_rows` make the banks, `held_rows` tune the indexes.
         test_store: of the test split; None without one.
-        test: an image a row of it.
+        test: its images, in the order of its rows.
         unmasked: why there is no pixel AUROC; empty when there is one.
         identity: digest of images, masks, features and weights.
     """
@@ -42,6 +43,13 @@ class StudyImages:
     unmasked: str
     identity: str
 
+    @cached_property
+    def test_of(self) -> dict[int, TestImage]:
+        """The images of the test split by their first rows in its store."""
+        if self.test_store is None:
+            return {}
+        return dict(zip(self.test_store.images_in(range(len(self.test_store))), self.test, strict=True))
+
     @property
     def unseen(self) -> tuple[PatchStore, list[int], str]:
         """Where recall and time are measured, and what a person calls it: good images outside the banks.
@@ -50,9 +58,13 @@ class StudyImages:
         Those of the test split, else those held out, else, where there are none, those in the banks.
         """
         if self.test_store is not None:
-            rows = [row for row in self.test_store.good_rows if not self.test[row].is_defect]
-            if rows:
-                return self.test_store, rows, "good test images"
+            good = [
+                row
+                for row in self.test_store.images_in(self.test_store.good_rows)
+                if not self.test_of[row].is_defect
+            ]
+            if good:
+                return self.test_store, self.test_store.views_of(good), "good test images"
         if self.held_rows:
             return self.store, self.held_rows, "held-out good images"
         return self.store, self.fit_rows, "good images that are in the banks"
@@ -61,11 +73,11 @@ class StudyImages:
     def rejected(self) -> int:
         """Images of both splits that could not be read."""
         stores = [self.store, *([self.test_store] if self.test_store else [])]
-        return sum(len(store) - len(store.good_rows) for store in stores)
+        return sum(store.rejected for store in stores)
 
     @property
     def timed(self) -> tuple[PatchStore, list[int]]:
-        """Some of the unseen images, evenly spaced."""
+        """Some of the unseen images, or of their tiles, evenly spaced."""
         store, rows, _ = self.unseen
         return store, rows[:: -(-len(rows) // TIMED_IMAGES)]
 
@@ -127,7 +139,7 @@ def stored_images(
         except StoreError:
             return None
         uris = [printable(image.relative_to(source).as_posix()) for image in images]
-        if uris != [image.uri for image in store.images]:
+        if uris != [store.images[row].uri for row in store.images_in(range(len(store)))]:
             return None
         stores.append(store)
     return _images(stores, test, spec)
@@ -142,10 +154,16 @@ def _sources(category: Category, test: Sequence[TestImage]) -> list[tuple[Path, 
 
 
 def _images(stores: Sequence[PatchStore], test: Sequence[TestImage], spec: ModelSpec) -> StudyImages:
-    fit_rows, held_rows = split_held_out(stores[0].good_rows, spec.held_out, spec.seed)
+    fit_rows, held_rows = split_rows(stores[0], stores[0].good_rows, spec)
     masks = [sha256_of_file(image.mask) if image.mask else "" for image in test]
     seen = [
-        {"header": store.header.to_dict(), "images": [[image.uri, image.sha256] for image in store.images]}
+        {
+            "header": store.header.to_dict(),
+            "images": [
+                [store.images[row].uri, store.images[row].sha256]
+                for row in store.images_in(range(len(store)))
+            ],
+        }
         for store in stores
     ]
     return StudyImages(

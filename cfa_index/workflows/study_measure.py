@@ -13,12 +13,11 @@ from torch import Tensor
 
 from cfa_index.backbones import Backbone
 from cfa_index.bank import MemoryBank, recall_at
-from cfa_index.images import Frame
+from cfa_index.images import Frame, image_maps_of
 from cfa_index.metrics import PixelMetrics, auroc
 from cfa_index.scorer import Scorer
-from cfa_index.workflows.calibrate import stored_frames
+from cfa_index.workflows.calibrate import stored_maps
 from cfa_index.workflows.ensemble import FusedMap
-from cfa_index.workflows.extract import READ_IMAGES, iterate_pyramids
 from cfa_index.workflows.labelled import mask_of
 from cfa_index.workflows.study_images import StudyImages
 
@@ -56,7 +55,7 @@ def measure_speed(
 
     Args:
         scorer: its backbone is not called.
-        levels: pyramids of n images, float16; where a batch needs more they come again.
+        levels: pyramids of n images, or of n tiles, float16; where a batch needs more they come again.
         frames: of each.
         queries: (m, D') float32 patches on the bank's device.
         k: neighbours of a patch.
@@ -115,17 +114,16 @@ def measure_aurocs(scorer: Scorer, images: StudyImages) -> tuple[float | None, f
         return None, None
     pixels = None if images.unmasked else PixelMetrics(resamples=0)
     scores: list[float] = []
-    for rows, levels in iterate_pyramids(store, store.good_rows, READ_IMAGES):
-        frames = stored_frames(store, rows)
-        scored = scorer.score_pyramid(levels, frames)
-        scores += scored.scores.tolist()
-        if pixels is None:
-            continue
-        for row, one, frame in zip(rows, scored.maps.cpu(), frames, strict=True):
-            in_source = FusedMap([one], [frame]).in_source
-            pixels.update(in_source, mask_of(images.test[row], in_source.shape))
-    labels = np.array([images.test[row].is_defect for row in store.good_rows])
-    return auroc(labels, np.array(scores)), None if pixels is None else pixels.pixel_auroc()
+    labels: list[bool] = []
+    maps = stored_maps(scorer, store, store.good_rows, lambda _: None)
+    for row, found in image_maps_of(maps, store.header.features):
+        image = images.test_of[row]
+        scores.append(found.score)
+        labels.append(image.is_defect)
+        if pixels is not None:
+            in_source = FusedMap([found]).in_source
+            pixels.update(in_source, mask_of(image, in_source.shape))
+    return auroc(np.array(labels), np.array(scores)), None if pixels is None else pixels.pixel_auroc()
 
 
 def measure_backbone_ms(backbone: Backbone, size_px: int, repeat: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from cfa_index.backbones import Backbone
-from cfa_index.errors import BankError, SpecError
+from cfa_index.errors import BankError, ImageError, SpecError
 from cfa_index.events import Listener, ignore
 from cfa_index.files import sha256_of_json
-from cfa_index.images import Category, load_batches
+from cfa_index.images import Category, count_views, load_batches
 from cfa_index.report import StudyRow
-from cfa_index.specs import ModelSpec
+from cfa_index.specs import FeatureSpec, ModelSpec
 from cfa_index.workflows.build import check_enough_patches, versions
 from cfa_index.workflows.study_cells import Cell, StudySpec
 from cfa_index.workflows.study_estimate import Amounts, guess_seconds, pace, probe_products_per_s
@@ -120,10 +120,12 @@ def plan_study(
         with torch.inference_mode():
             backbone.pyramid(batch.pixels.to(device))[0][:1].cpu()
     image_s = (time.perf_counter() - started) / len(good[:_PROBE_IMAGES])
+    good_views = _count(good, spec.features)
+    test_views = _count([image.path for image in test], spec.features)
     amounts = _amounts(
-        len(good) - int(len(good) * spec.held_out),
-        len(test),
-        min(len(test) or len(good), TIMED_IMAGES),
+        good_views - int(good_views * spec.held_out),
+        test_views,
+        min(test_views or good_views, TIMED_IMAGES),
         sum(backbone.channels),
         sweep,
     )
@@ -145,7 +147,7 @@ def plan_cells(
     """
     amounts = _amounts(
         len(images.fit_rows),
-        len(images.test),
+        len(images.test_store) if images.test_store else 0,
         len(images.timed[1]),
         sum(images.store.header.channels),
         sweep,
@@ -179,6 +181,17 @@ def _guessed_cells(spec: ModelSpec, sweep: StudySpec, amounts: Amounts) -> Itera
                 continue
             guess_s = guess_seconds(whole, amounts, products_per_s, makes_bank=number == 0)
             yield PlannedCell(cell=cell, spec=whole, guess_s=guess_s)
+
+
+def _count(images: Sequence[Path], features: FeatureSpec) -> int:
+    """Views of some images; one that cannot be read counts as one."""
+    views = 0
+    for image in images:
+        try:
+            views += count_views(image, features)
+        except ImageError:
+            views += 1
+    return views
 
 
 def _amounts(fit: int, test: int, timed: int, channels: int, sweep: StudySpec) -> Amounts:

@@ -138,14 +138,17 @@ def _train(
     store = open_store(bundle.manifest, features_dir)
     rows, held_rows = fit_and_held(store, model_spec)
     start = start_of(bundle, store, model_spec)
-    _check_trainable(spec, len(start.bank), len(rows))
+    _check_trainable(spec, len(start.bank), len(rows), model_spec.features.view_unit)
     selection = None
     threshold_rows = judging_rows(store, held_rows, bundle.manifest)
     if spec.select == "synthetic":
-        probe_rows = sorted(set(held_rows) - set(threshold_rows))  # what chose before chooses again
-        if len(probe_rows) < FEWEST_PROBES:
-            probe_rows, threshold_rows = split_probes(threshold_rows, model_spec.seed)
-        probes = draw_probes(store, probe_rows, bundle.backbone, seed=model_spec.seed, listener=listener)
+        chosen_by = store.images_in(
+            sorted(set(held_rows) - set(threshold_rows))
+        )  # what chose before chooses again
+        if len(chosen_by) < FEWEST_PROBES:
+            chosen_by, judges = split_probes(store.images_in(threshold_rows), model_spec.seed)
+            threshold_rows = store.views_of(judges)
+        probes = draw_probes(store, chosen_by, bundle.backbone, seed=model_spec.seed, listener=listener)
         selection = Selection(probes, epochs=spec.epochs)
         start = choose_start(
             selection, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
@@ -251,17 +254,17 @@ def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:
     return None if bool(mask.all()) else mask
 
 
-def _check_trainable(spec: TrainSpec, memories: int, images: int) -> None:
+def _check_trainable(spec: TrainSpec, memories: int, views: int, unit: str) -> None:
     if spec.attract + spec.repel > memories:
         raise SpecError(
             expected=f"K + J to be at most the bank's {memories} memories",
             got=f"{spec.attract} + {spec.repel}",
             remedy="give a smaller --attract or --repel, or build a larger bank",
         )
-    if spec.drop_last and images < spec.batch_size:
+    if spec.drop_last and views < spec.batch_size:
         raise SpecError(
-            expected=f"at least one full batch of {spec.batch_size} images, as drop_last asks",
-            got=f"{images} training images",
+            expected=f"at least one full batch of {spec.batch_size} {unit}, as drop_last asks",
+            got=f"{views} training {unit}",
             remedy="give a smaller --batch-size",
         )
 

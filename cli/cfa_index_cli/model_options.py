@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cfa_index import Backbone
 
 _DEFAULTS = o.RECOMMENDED
+_OVERLAPS_A_TILE = 7
+"""32 of 224: a patch and what its neighbours see of it."""
 
 BackboneName = Annotated[
     str | None,
@@ -55,6 +57,28 @@ Strides = Annotated[
         rich_help_panel=o.FEATURES,
     ),
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        min=0,
+        help="Cut images into squares of this many source pixels and look at each by itself, resized to --size: "
+        "for defects that are too small to see once a large image is shrunk. Each tile costs as much as an image.",
+        show_default=False,
+        rich_help_panel=o.FEATURES,
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        min=0,
+        help="Source pixels that neighbouring tiles share, where their maps are blended; with none "
+        f"the map has steps at their borders. [default: 1/{_OVERLAPS_A_TILE} of --tile]",
+        show_default=False,
+        rich_help_panel=o.FEATURES,
+    ),
+]
 HeldOut = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +97,13 @@ Seed = Annotated[
         rich_help_panel=o.RUN,
     ),
 ]
+
+
+def tile_settings(tile: int | None, overlap: int | None) -> dict[str, int | None]:
+    """The settings of `FeatureSpec` behind `--tile` and `--overlap`."""
+    if tile and overlap is None:
+        overlap = tile // _OVERLAPS_A_TILE
+    return {"tile_px": tile, "overlap_px": overlap}
 
 
 def network_of(spec: ModelSpec, weights: str | None) -> Backbone:

@@ -175,7 +175,7 @@ def test_a_mistake_in_a_thread_is_raised_and_not_recorded(
     def mistaken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(module, "network_pixels", mistaken)
+    monkeypatch.setattr(module, "view_at", mistaken)
     with pytest.raises(ZeroDivisionError):
         next(load_batches([folder / "1.png"], SPEC, batch_size=2))
 

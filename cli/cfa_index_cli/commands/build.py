@@ -46,6 +46,8 @@ def build_command(
     geometry: m.Geometry = None,
     size: m.SizePx = None,
     strides: m.Strides = None,
+    tile: m.Tile = None,
+    overlap: m.Overlap = None,
     init: Annotated[
         o.InitName | None,
         typer.Option(
@@ -177,6 +179,8 @@ def build_command(
 
         cfa-index build -c cable --method coreset --bank-share 1/100
 
+        cfa-index build -c panel --tile 224 --overlap 32
+
         cfa-index build -c cable --method full --budget-memory 64MiB --budget-latency 20ms
     """
     del config  # its callback has done the work
@@ -207,6 +211,7 @@ def build_command(
             "geometry": geometry.value if geometry else None,
             "size_px": size,
             "strides": o.parse_strides(strides) if strides is not None else None,
+            **m.tile_settings(tile, overlap),
         },
         descriptor={
             "init": init.value if init else None,
