@@ -25,12 +25,12 @@ from cfa_index.images import MAX_PIXELS
 from cfa_index.places import open_place
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing, require_images
+from cfa_index.workflows.score_maps import ArrayAnImage, Maps, OneArray
 from cfa_index.workflows.score_pipeline import Pipeline, Waits, read_entry
 from cfa_index.workflows.score_report import REPORT_FILE, write_report
 from cfa_index.workflows.score_target import (
     LOCK_FILE,
     RUN_FILE,
-    MapShards,
     Parts,
     claim,
     require_apart,
@@ -103,7 +103,7 @@ def score_folder(
         output: target folder, outside `folder`.
         threshold: in place of the model's own.
         heatmaps: also write a PNG an image.
-        maps: also keep the anomaly maps (images, S, S) float32, as a Zarr array.
+        maps: also keep the anomaly maps (images, S, S) float32, as a Zarr array; one an image with tiles.
         batch_size: images a forward pass.
         shard_images: images a part; also what is lost when a run is killed, at most.
         max_pixels: an image with more is refused before it is decoded.
@@ -149,8 +149,12 @@ def score_folder(
         "shard_images": shard_images,
         "max_pixels": max_pixels,
     }
-    size_px = bundle.manifest.spec.features.size_px
-    map_shards = MapShards(target=target, shard_images=shard_images, size_px=size_px) if maps else None
+    features = bundle.manifest.spec.features
+    kept: Maps | None = None
+    if maps and features.tile_px:
+        kept = ArrayAnImage(target=target, size_px=features.size_px)
+    elif maps:
+        kept = OneArray(target=target, shard_images=shard_images, size_px=features.size_px)
     drawing = (
         Heatmaps(source=source, target=target, threshold=limit, credit=credit, max_pixels=max_pixels)
         if heatmaps
@@ -174,7 +178,7 @@ def score_folder(
                 limit=limit,
                 source=source,
                 parts=Parts(target),
-                maps=map_shards,
+                maps=kept,
                 heatmaps=drawing,
                 workers=pool,
                 batch_size=batch_size,
@@ -188,8 +192,8 @@ def score_folder(
             progress.tell()
         stopped = progress.images != listing.total
         if not stopped:
-            if map_shards is not None:
-                map_shards.finish(listing.end_id)
+            if kept is not None:
+                kept.finish(listing.end_id)
             write_csv(Parts(target))
             is_new = progress.resumed < progress.images or target.read(REPORT_FILE) is None
             if gallery is not None and is_new:

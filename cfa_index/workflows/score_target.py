@@ -9,15 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from cfa_index.errors import OutputError
 from cfa_index.files import json_text
 from cfa_index.places import LocalPlace, Place
-from cfa_index.store import METADATA_FILE, maps_file, maps_metadata, maps_shard, read_maps_shard
 from cfa_index.workflows.score_listing import Shard, parquet_bytes
 from cfa_index.workflows.score_rows import ROWS
 
@@ -115,41 +112,6 @@ class Parts:
         except (OSError, pa.ArrowInvalid):  # not what we wrote: made again
             return None
         return table if table.schema.names == ROWS.names else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapShards:
-    """The maps in a target: a Zarr array with a shard for each part.
-
-    Attributes:
-        target: where they are.
-        shard_images: images a shard.
-        size_px: S.
-    """
-
-    target: Place
-    shard_images: int
-    size_px: int
-
-    def read(self, shard: Shard) -> NDArray[np.float32]:
-        """Those of a shard that an earlier run left, (shard_images, S, S) float32; NaN where there is none."""
-        content = self.target.read(f"maps/{maps_file(shard.number)}")
-        if content is None:
-            return self.new()
-        return read_maps_shard(content, shard_images=self.shard_images, size_px=self.size_px)
-
-    def new(self) -> NDArray[np.float32]:
-        """Room for those of a shard: (shard_images, S, S) float32, all NaN."""
-        return np.full((self.shard_images, self.size_px, self.size_px), np.nan, dtype=np.float32)
-
-    def write(self, shard: Shard, maps: NDArray[np.float32]) -> None:
-        """The maps of a shard, whole. Raises OutputError."""
-        self.target.write(f"maps/{maps_file(shard.number)}", maps_shard(maps))
-
-    def finish(self, images: int) -> None:
-        """Let the array end behind the last id. Raises OutputError."""
-        content = maps_metadata(images, shard_images=self.shard_images, size_px=self.size_px)
-        self.target.write(f"maps/{METADATA_FILE}", content)
 
 
 def write_csv(parts: Parts) -> None:
