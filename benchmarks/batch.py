@@ -138,8 +138,7 @@ def backbone_rate(bundle: ModelBundle, images: int, batch: int) -> Rate:
 
 def folder_rate(bundle: ModelBundle, folder: Path, output: Path, *, batch: int, workers: int) -> Rate:
     """`score_folder` of all files, into a target that is deleted afterwards."""
-    from cfa_index import score_folder
-    from cfa_index.events import Event, StageAdvanced
+    from cfa_index import Event, StageAdvanced, score_folder
 
     first: list[float] = []
     done = 0

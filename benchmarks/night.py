@@ -112,8 +112,14 @@ def main() -> None:
     given = parser.parse_args()
 
     from benchmarks.machine import describe
-    from cfa_index import ModelBundle, reuse_freed_memory, score_folder, set_threads
-    from cfa_index.events import Event, StageAdvanced
+    from cfa_index import (
+        Event,
+        ModelBundle,
+        StageAdvanced,
+        reuse_freed_memory,
+        score_folder,
+        set_threads,
+    )
 
     set_threads(given.threads)
     reuse_freed_memory()
