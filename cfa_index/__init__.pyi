@@ -67,6 +67,8 @@ from .descriptor import (
     initial_descriptor as initial_descriptor,
 )
 from .devices import (
+    cpp_compiler as cpp_compiler,
+    multiplies_bf16 as multiplies_bf16,
     resolve_device as resolve_device,
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
