@@ -123,7 +123,7 @@ def test_a_second_run_skips_the_parts_that_are_there(
     folder = made_up.write_good(tmp_path / "in", 10)
     (folder / "empty.png").write_bytes(b"")
     command = ("score", folder, "-c", "weave", *trained.model, "-o", tmp_path / "out", "--json", "-")
-    command = (*command, "--shard-images", "4", "--batch-size", "4")
+    command = (*command, "--shard-images", "4", "--batch-size", "4", "--no-report")
     real, calls = Scorer.score_pixels, []
 
     def counted(self: Scorer, *args: Any, **options: Any) -> Any:
