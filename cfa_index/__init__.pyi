@@ -149,6 +149,9 @@ from .moments import (
     Moments as Moments,
     RunningMoments as RunningMoments,
 )
+from .places import (
+    open_place as open_place,
+)
 from .presets import (
     preset as preset,
 )
@@ -270,6 +273,9 @@ from .workflows.rotate import (
 from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
+)
+from .workflows.score_report import (
+    write_report as write_report,
 )
 from .workflows.select import (
     Selection as Selection,
