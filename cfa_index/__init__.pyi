@@ -155,6 +155,9 @@ from .moments import (
     Moments as Moments,
     RunningMoments as RunningMoments,
 )
+from .places import (
+    open_place as open_place,
+)
 from .presets import (
     preset as preset,
 )
@@ -277,6 +280,9 @@ from .workflows.rotate import (
 from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
+)
+from .workflows.score_report import (
+    write_report as write_report,
 )
 from .workflows.select import (
     Selection as Selection,
