@@ -193,7 +193,7 @@ def test_a_measurement_that_failed_or_was_disturbed_is_a_note() -> None:
     assert advise(GOOD, failed).images_per_s == {}
     assert "41% of a core" in only(GOOD, replace(MEASURED, cpu_share=0.41)).text
     slow = remarks(GOOD, replace(MEASURED, scored_per_s={"fp32": 40.0, "bf16": 30.0}), NET)
-    assert any("only 0.8 x" in one.text for one in slow)
+    assert any("0.8 x as fast as fp32 here; not worth it" in one.text for one in slow)
 
 
 def by_hand(scored: float, decoded: float, cores: float, threads: int) -> float:

@@ -59,7 +59,7 @@ def remarks(machine: Machine, measured: Measured | None, backbone: str) -> tuple
         *_processor(machine),
         *_threads(machine),
         *_graphics(machine),
-        *_bf16(machine),
+        *_bf16(machine, measured),
         *_compiler(machine),
         *_weights(machine, backbone),
         *_memory(machine),
@@ -173,8 +173,17 @@ def _graphics(machine: Machine) -> Iterator[Remark]:
         yield Remark(level="ok", topic="GPU", text="none: everything runs on the CPU")
 
 
-def _bf16(machine: Machine) -> Iterator[Remark]:
-    if machine.bf16:
+def _bf16(machine: Machine, measured: Measured | None) -> Iterator[Remark]:
+    scored = usable_rates(measured.scored_per_s) if measured else {}
+    if "fp32" in scored and "bf16" in scored:
+        ratio = scored["bf16"] / scored["fp32"]
+        worth = (
+            "scores change a little: compare them once on your own images"
+            if ratio >= PAYS
+            else "not worth it"
+        )
+        yield Remark(level="ok", topic="bf16", text=f"{ratio:.1f} x as fast as fp32 here; {worth}")
+    elif machine.bf16:
         yield Remark(level="ok", topic="bf16", text="multiplied in hardware: --precision bf16 is possible")
     elif machine.bf16 is False:
         yield Remark(level="ok", topic="bf16", text="would be imitated: --precision bf16 is refused")
@@ -304,24 +313,10 @@ def _speed(measured: Measured) -> Iterator[Remark]:
             text=f"one thread got {measured.cpu_share:.0%} of a core: the figures are too low",
             remedy="measure again when nothing else runs, or raise the container's limit",
         )
-    scored = usable_rates(measured.scored_per_s)
-    if "fp32" not in scored:
+    if not measured.scored_per_s.get("fp32"):
         yield Remark(
             level="note",
             topic="measurement",
             text=f"{measured.backbone} could not be run",
             remedy="the notice above says why",
-        )
-    elif "bf16" in scored and scored["bf16"] < PAYS * scored["fp32"]:
-        yield Remark(
-            level="ok",
-            topic="bf16",
-            text=f"only {scored['bf16'] / scored['fp32']:.1f} x as fast as fp32 here: not worth it",
-        )
-    elif "bf16" in scored:
-        yield Remark(
-            level="ok",
-            topic="bf16",
-            text=f"{scored['bf16'] / scored['fp32']:.1f} x as fast as fp32; scores change a little, "
-            "so compare them once on your own images",
         )
