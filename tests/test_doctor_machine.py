@@ -35,7 +35,6 @@ def test_a_machine_without_limits(tmp_path: Path) -> None:
     files = {"proc/cpuinfo": info, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "max 100000"}
     found = system.processor(tree(tmp_path, {**files, **MEMINFO}))
     assert (found.model, found.features, found.quota) == ("A CPU", ("avx2", "amx_bf16"), float("inf"))
-    assert found.has_bf16
     assert found.usable == len(os.sched_getaffinity(0))
     assert system.memory(tmp_path) == Memory(total=1000 * 1024, available=800 * 1024, limit=None)
 
@@ -143,9 +142,9 @@ def test_a_backbone_that_cannot_be_run_leaves_the_rest(monkeypatch: pytest.Monke
         seconds=0.1,
         listener=events.append,
     )
-    assert found.forward_per_s == {"fp32": None, "bf16": None}
+    assert found.forward_per_s == found.scored_per_s == {"fp32": None, "bf16": None}
     assert all(rate and rate > 0 for rate in found.decoded_per_s.values())
-    assert sum("allocate" in getattr(event, "message", "") for event in events) == 2
+    assert sum("allocate" in getattr(event, "message", "") for event in events) == 4
 
 
 def test_the_command_without_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,10 +165,11 @@ def test_the_command_without_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_command_with_a_short_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(system, "_WRITTEN_BYTES", 1 << 20)
-    outcome = cfa("doctor", "--backbone", "resnet18", "--seconds", "0.5", "--json", "-", env=ONE_THREAD)
+    outcome = cfa("doctor", "--backbone", "resnet18", "--seconds", "0.2", "--json", "-", env=ONE_THREAD)
     document = outcome.document
     assert document["measured"]["backbone"] == "resnet18"
     assert document["measured"]["forward_per_s"]["fp32"] > 0
+    assert document["measured"]["scored_per_s"]["fp32"] > 0
     assert set(document["advice"]["images_per_s"]) == {PNG, JPEG}
     assert document["advice"]["command"].startswith(
         "cfa-index score FOLDER --category CATEGORY -o OUT --workers "
