@@ -158,6 +158,20 @@ class Stitcher:
         self._top = stop
 
 
+def block_maxima(values: NDArray[np.float32], side: int, above: int = 0) -> NDArray[np.float32]:
+    """The maximum of each block of `side` x `side` of a map (H, W); those at its edges may be cut short.
+
+    Args:
+        values: (H, W), or some rows of a map.
+        side: of a block; 1 gives the values themselves.
+        above: rows of the first block that lie above `values`.
+    """
+    if side == 1:
+        return values
+    rows = np.maximum.reduceat(values, [0, *range(side - above, len(values), side)], axis=0)
+    return np.maximum.reduceat(rows, np.arange(0, values.shape[1], side), axis=1)
+
+
 def map_px(source_px: int, tile_px: int, size_px: int) -> int:
     """Pixels of a map along an axis of `source_px`, size_px for every tile_px; one that is cut by the edge counts."""
     return math.ceil(source_px * size_px / tile_px - _ROUNDING)

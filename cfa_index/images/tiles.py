@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cfa_index.errors import ImageError
 from cfa_index.images.decode import MAX_PIXELS, opened
 from cfa_index.images.frame import Box, Frame, frame_of, square_pixels
 from cfa_index.specs import FeatureSpec
-from cfa_index.stitch import Band, Stitcher, map_px, no_band
+from cfa_index.stitch import Band, Stitcher, block_maxima, map_px, no_band
 
 _ON_THE_EDGE = 1e-6
 
@@ -192,12 +192,19 @@ class MapJoiner:
     Args:
         width, height: of the image in source pixels.
         features: that cut it.
+        longest_px: most pixels that the map is to have on its longer side, for pictures of large images in little
+            memory: then each is the highest of a square block. The score stays that of the whole map.
     """
 
-    def __init__(self, width: int, height: int, features: FeatureSpec) -> None:
-        self._frame = map_frame(width, height, features)
+    def __init__(
+        self, width: int, height: int, features: FeatureSpec, *, longest_px: int | None = None
+    ) -> None:
         self._stitcher = stitcher_of(width, height, features, self._keep)
-        self._pixels = np.empty(self._stitcher.shape, dtype=np.float32)
+        rows, columns = self._stitcher.shape
+        self._side = 1 if longest_px is None else -(-max(rows, columns) // longest_px)
+        shape = -(-rows // self._side), -(-columns // self._side)
+        self._pixels = np.full(shape, -np.inf, dtype=np.float32)
+        self._frame = _shrunk(map_frame(width, height, features), self._side)
 
     def add(self, view_map: npt.NDArray[np.float32]) -> None:
         """Add the map (S, S) float32 of the next view."""
@@ -208,7 +215,26 @@ class MapJoiner:
         return ImageMap(pixels=self._pixels, frame=self._frame, score=self._stitcher.score)
 
     def _keep(self, top: int, rows: npt.NDArray[np.float32]) -> None:
-        self._pixels[top : top + len(rows)] = rows
+        first, above = divmod(top, self._side)
+        blocks = block_maxima(rows, self._side, above)
+        kept = self._pixels[first : first + len(blocks)]
+        np.maximum(kept, blocks, out=kept)
+
+
+def _shrunk(frame: Frame, side: int) -> Frame:
+    """The frame of a map of which `side` x `side` pixels have become one."""
+    if side == 1:
+        return frame
+    left, top, right, bottom = frame.valid
+    return replace(
+        frame,
+        scale_x=frame.scale_x / side,
+        scale_y=frame.scale_y / side,
+        offset_x=frame.offset_x / side,
+        offset_y=frame.offset_y / side,
+        size_px=-(-frame.size_px // side),
+        valid=(left // side, top // side, -(-right // side), -(-bottom // side)),
+    )
 
 
 def image_scores_of(views: Iterable[_ViewMap], features: FeatureSpec) -> Iterator[tuple[int, float]]:

@@ -14,6 +14,7 @@ from cfa_index.files import write_bytes
 from cfa_index.images import Frame
 from cfa_index.report.colours import heat_colours
 from cfa_index.resample import to_source
+from cfa_index.stitch import block_maxima
 
 _LARGEST_SIDE_PX = 1024
 _OPACITY = 0.65
@@ -48,7 +49,7 @@ def overlay(
     scale_y = frame.scale_y * frame.source_height / size[1]
     shrunk = max(1, int(min(scale_x, scale_y)))
     heat = to_source(
-        _block_maxima(anomaly_map, shrunk),
+        block_maxima(anomaly_map, shrunk),
         width=size[0],
         height=size[1],
         scale_x=scale_x / shrunk,
@@ -61,14 +62,6 @@ def overlay(
     if threshold is not None:
         mixed[outline(np.where(seen, heat, -np.inf) > threshold)] = (0, 255, 120)
     return Image.fromarray(mixed)
-
-
-def _block_maxima(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """The maximum of each side x side block, those at the right and lower edge cut short."""
-    if side == 1:
-        return values
-    rows = np.maximum.reduceat(values, np.arange(0, values.shape[0], side), axis=0)
-    return np.maximum.reduceat(rows, np.arange(0, values.shape[1], side), axis=1)
 
 
 def heat_over(

@@ -83,7 +83,7 @@ class FeatureSpec(Spec):
             "geometry with tiles",
             "'whole': each tile is seen whole",
             self.geometry,
-            "leave out --geometry, or --tile",
+            "give --geometry whole, or leave out --tile",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cfa_index.errors import ImageError
 from cfa_index.images import (
+    MapJoiner,
     count_views,
     frame_at,
     frames_of,
@@ -173,6 +174,29 @@ def test_batches_of_tiles_keep_order(tmp_path: Path, batch_size: int) -> None:
     for got, frame, (tile, its_frame) in zip(pixels, frames, wanted, strict=True):
         assert np.array_equal(got.numpy(), tile)
         assert frame == its_frame
+
+
+def test_a_map_for_a_picture_has_the_highest_of_each_block() -> None:
+    draw = np.random.default_rng(1)
+    maps = [draw.random((64, 64), dtype=np.float32) for _ in range(view_count(150, 91, TILES))]
+    whole, small = MapJoiner(150, 91, TILES), MapJoiner(150, 91, TILES, longest_px=40)
+    for one in maps:
+        whole.add(one)
+        small.add(one)
+    found, shrunk = whole.result(), small.result()
+    assert shrunk.score == found.score
+    assert shrunk.pixels.shape == (23, 38)  # blocks of 4
+    for row in range(23):
+        for column in range(38):
+            block = found.pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert shrunk.pixels[row, column] == block.max()
+    assert shrunk.frame.scale_x == 0.25
+    assert shrunk.frame.valid == (0, 0, 38, 23)
+    same = MapJoiner(150, 91, TILES, longest_px=150)
+    for one in maps:
+        same.add(one)
+    assert np.array_equal(same.result().pixels, found.pixels)
+    assert same.result().frame == found.frame == map_frame(150, 91, TILES)
 
 
 _HUGE = """
