@@ -149,6 +149,12 @@ from .moments import (
     Moments as Moments,
     RunningMoments as RunningMoments,
 )
+from .places import (
+    LocalPlace as LocalPlace,
+    ObjectPlace as ObjectPlace,
+    Place as Place,
+    open_place as open_place,
+)
 from .presets import (
     preset as preset,
 )
