@@ -76,6 +76,7 @@ from .errors import (
     CfaIndexError as CfaIndexError,
     DatasetError as DatasetError,
     DeviceError as DeviceError,
+    EngineError as EngineError,
     ImageError as ImageError,
     OutputError as OutputError,
     SpecError as SpecError,

@@ -14,29 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Workers
-from cfa_index.errors import SpecError
 from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
 from cfa_index.images import MAX_PIXELS
-from cfa_index.places import open_place
-from cfa_index.workflows.score_heatmaps import Heatmaps
-from cfa_index.workflows.score_listing import Listing, require_images
+from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_pipeline import Pipeline, Waits
-from cfa_index.workflows.score_target import (
-    LOCK_FILE,
-    RUN_FILE,
-    MapShards,
-    Parts,
-    claim,
-    require_apart,
-    write_csv,
-)
+from cfa_index.workflows.score_run import SCHEMA_VERSION, open_run
+from cfa_index.workflows.score_target import LOCK_FILE, claim
 
-SCHEMA_VERSION = 2
 _TELL_EVERY_S = 0.5
 
 
@@ -120,44 +107,24 @@ def score_folder(
         OutputError: the target belongs to another run or is at work, lies inside the folder, or cannot be
             written.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("shard_images", shard_images),
-        ("max_pixels", max_pixels),
-    ):
-        if value < 1:
-            raise SpecError(
-                expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
-            )
-    limit = bundle.threshold_or(threshold)
-    source, target = open_place(folder), open_place(output)
-    require_apart(source, target)
-    if target.read(RUN_FILE) is None:
-        require_images(source)  # a source without any leaves no target
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "model_sha": bundle.sha256,
-        "folder": source.uri,
-        "threshold": limit,
-        "heatmaps": heatmaps,
-        "maps": maps,
-        "batch_size": batch_size,
-        "shard_images": shard_images,
-        "max_pixels": max_pixels,
-    }
-    size_px = bundle.manifest.spec.features.size_px
-    map_shards = MapShards(target=target, shard_images=shard_images, size_px=size_px) if maps else None
-    drawing = (
-        Heatmaps(source=source, target=target, threshold=limit, credit=credit, max_pixels=max_pixels)
-        if heatmaps
-        else None
+    run = open_run(
+        bundle,
+        folder,
+        output,
+        threshold=threshold,
+        heatmaps=heatmaps,
+        maps=maps,
+        batch_size=batch_size,
+        shard_images=shard_images,
+        max_pixels=max_pixels,
+        credit=credit,
     )
     waits = Waits()
     started = time.perf_counter()
-    with target.held(LOCK_FILE):
-        claim(target, settings)
-        target.sweep()
-        listing = Listing(source, target, shard_images)
+    with run.target.held(LOCK_FILE):
+        claim(run.target, run.settings)
+        run.target.sweep()
+        listing = run.listing()
         _list_again(listing, rescan, listener)
         with (
             _listing_ahead(listing),
@@ -167,11 +134,11 @@ def score_folder(
             progress = _Progress(listing, waits, advance, listener)
             Pipeline(
                 bundle=bundle,
-                limit=limit,
-                source=source,
-                parts=Parts(target),
-                maps=map_shards,
-                heatmaps=drawing,
+                limit=run.limit,
+                source=run.source,
+                parts=run.parts,
+                maps=run.maps,
+                heatmaps=run.heatmaps,
                 workers=pool,
                 batch_size=batch_size,
                 max_pixels=max_pixels,
@@ -184,10 +151,8 @@ def score_folder(
             progress.tell()
         stopped = progress.images != listing.total
         if not stopped:
-            if map_shards is not None:
-                map_shards.finish(listing.end_id)
-            write_csv(Parts(target))
-        anomalous = sum(pc.sum(table["is_anomalous"]).as_py() or 0 for table in Parts(target).tables())
+            run.finish(listing)
+        anomalous = run.anomalous()
     seconds = time.perf_counter() - started
     return ScoreReport(
         output=str(output),
@@ -195,7 +160,7 @@ def score_folder(
         anomalous=anomalous,
         rejected=progress.errors,
         resumed=progress.resumed,
-        threshold=limit,
+        threshold=run.limit,
         stopped=stopped,
         seconds=seconds,
         wait_read=waits.read / seconds,
