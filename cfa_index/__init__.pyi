@@ -70,6 +70,11 @@ from .devices import (
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
 )
+from .engines import (
+    RayCluster as RayCluster,
+    each_on_ray as each_on_ray,
+    run_on_ray as run_on_ray,
+)
 from .errors import (
     BankError as BankError,
     BundleError as BundleError,
@@ -274,6 +279,7 @@ from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
 )
+from .workflows.score_ray import score_folder_on_ray as score_folder_on_ray
 from .workflows.select import (
     Selection as Selection,
     Trial as Trial,

@@ -9,101 +9,32 @@ been saved, so that a run that is killed in between saves it again.
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from cfa_index.errors import CfaIndexError, EngineError, SpecError
+from cfa_index.engines.ray_cluster import ENVIRONMENT, RayCluster, connected, environment, last_line, quiet
+from cfa_index.errors import CfaIndexError, EngineError
 
 if TYPE_CHECKING:
     from ray.data.checkpoint import CheckpointConfig
 
-Payload: TypeAlias = Mapping[str, "NDArray[Any] | bytes"]
-"""What a fetched piece is: named arrays and bytes."""
+Payload: TypeAlias = Mapping[str, bytes]
+"""What a fetched piece is, and what it becomes: named bytes, together below 2 GiB."""
 Result = TypeVar("Result")
 
+Worker: TypeAlias = Callable[[int, Payload], Payload]
+
 _ID = "id"
-_RESULT = "result"
 _POLL_S = 0.2
-_AROUND_ACTORS = 3
-"""Logical CPUs beside the actors': one each for the filter of a resumed run, for fetching and for saving. With
-fewer, Ray waits for ever."""
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-}
-"""Of a cluster of this process's own. Nothing is reported to Ray's makers; and it stays on the loopback: whoever
-reaches a Ray cluster can run code in it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayCluster:
-    """Where pieces run, and how many at a time.
-
-    Attributes:
-        address: of a cluster that is there, such as `auto` or ray://HOST:10001; None for one on this machine that
-            ends with the run.
-        actors: that work; each makes its own worker once.
-        cpus_per_actor: threads that each may use.
-        gpus_per_actor: of each, also a share such as 0.5.
-
-    Raises:
-        SpecError: a number that cannot be.
-    """
-
-    address: str | None = None
-    actors: int = 1
-    cpus_per_actor: int = 1
-    gpus_per_actor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.actors < 1 or self.cpus_per_actor < 1 or not 0 <= self.gpus_per_actor < float("inf"):
-            raise SpecError(
-                expected="actors and their threads to be 1 or more, and their GPUs 0 or more",
-                got=f"{self.actors} actors of {self.cpus_per_actor} threads and {self.gpus_per_actor} GPUs",
-                remedy="give other values for them",
-            )
-
-    @property
-    def cpus(self) -> int:
-        """Logical CPUs that a run needs at least."""
-        return self.actors * self.cpus_per_actor + _AROUND_ACTORS
-
-
-@contextmanager
-def connected(cluster: RayCluster) -> Iterator[None]:
-    """Be connected to a cluster in the body; one that this process has joined before is used as it is.
-
-    Raises:
-        EngineError: Ray is not installed, the cluster does not answer, or it lacks CPUs or GPUs.
-    """
-    try:
-        with _environment({} if cluster.address else _QUIET):
-            import ray
-    except ImportError as error:
-        raise EngineError(
-            expected="Ray to be installed", got="no such library", remedy="pip install 'cfa-index[ray]'"
-        ) from error
-    joined = ray.is_initialized()
-    try:
-        if not joined:
-            _join(cluster)
-        _require_room(cluster)
-        yield
-    finally:
-        if not joined:
-            ray.shutdown()
+_TRIES = 3
+"""Of a fetch whose process died. It is also what keeps Ray from fetching inside the actors: it makes one step of two
+that are asked for alike."""
 
 
 def run_on_ray(
@@ -111,11 +42,11 @@ def run_on_ray(
     *,
     cluster: RayCluster,
     fetch: Callable[[int], Payload],
-    make_worker: Callable[[], Callable[[int, Payload], bytes]],
-    save: Callable[[int, bytes], None],
+    make_worker: Callable[[], Worker],
+    save: Callable[[int, Payload], Any],
     checkpoint: str,
-    done: Sequence[int] = (),
-    saved: Callable[[int], None] = lambda number: None,
+    done: Sequence[int],
+    saved: Callable[[Any], None],
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Fetch, work on and save the pieces 0 to `pieces` - 1, in any order; those in `done` are left out.
@@ -132,8 +63,9 @@ def run_on_ray(
         checkpoint: path or URI of a folder for Ray's checkpoint, which every machine can reach; it holds the
             numbers of the pieces that are saved, is written anew from `done`, and is deleted at the end.
         done: numbers of the pieces that are saved already.
-        saved: called in this process with the number of each piece, some time after it has been saved.
-        stop: asked several times a second; when it says so, the run ends at once, and pieces under way are lost.
+        saved: called in this process with what `save` gave, once a piece, some time after it has been saved.
+        stop: asked several times a second; when it says so, the run ends with the next piece that is saved, and the
+            others under way are lost.
 
     Returns:
         Whether all pieces are saved; False when it was stopped.
@@ -144,11 +76,16 @@ def run_on_ray(
     """
     if len(done) >= pieces:
         return True
-    with connected(cluster):
+    failures: list[BaseException] = []
+    known: set[int] = set()
+    asked = False
+    with (
+        environment(ENVIRONMENT),
+        connected(cluster, cpus=cluster.actors_cpus, gpus=cluster.actors_gpus),
+    ):
         import ray
 
         progress = _progress_actor()
-        failures: list[BaseException] = []
 
         def run() -> None:
             try:
@@ -157,18 +94,20 @@ def run_on_ray(
                 failures.append(error)
 
         # A thread of its own, so that this one can be interrupted.
-        running = threading.Thread(target=run, daemon=True)
-        running.start()
-        while running.is_alive():
-            running.join(_POLL_S)
-            with suppress(ray.exceptions.RayError):
-                for number in ray.get(progress.take.remote()):
-                    saved(number)
-            if running.is_alive() and stop():
-                return False
-    if failures:
+        plan = threading.Thread(target=run, name="cfa-index-ray", daemon=True)
+        plan.start()
+        while plan.is_alive():
+            plan.join(_POLL_S)
+            for number, told in ray.get(progress.take.remote()):
+                if number not in known:
+                    known.add(number)
+                    saved(told)
+            if stop() and not asked:
+                asked = True
+                progress.end.remote()
+    if failures and not asked:
         raise _as_line(failures[0]) from None
-    return True
+    return not failures
 
 
 def each_on_ray(
@@ -188,7 +127,7 @@ def each_on_ray(
         CfaIndexError: what `work` raised.
         EngineError: Ray failed.
     """
-    with connected(cluster):
+    with connected(cluster, cpus=cluster.cpus_per_actor, gpus=cluster.gpus_per_actor):
         import ray
 
         task = ray.remote(work).options(
@@ -205,61 +144,12 @@ def each_on_ray(
             yield name, result
 
 
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables that are not set already, for the body."""
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-def _join(cluster: RayCluster) -> None:
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    try:
-        if cluster.address:
-            ray.init(address=cluster.address, **quiet)
-            return
-        with _environment(_QUIET), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of what Ray will do with GPUs that were not asked for
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, cluster.cpus),
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise EngineError(
-            expected=f"a Ray cluster at {cluster.address}" if cluster.address else "to start Ray",
-            got=_first_line(error),
-            remedy="check --ray-address and that Ray runs there" if cluster.address else "see Ray's logs",
-        ) from error
-
-
-def _require_room(cluster: RayCluster) -> None:
-    import ray
-
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if cpus < cluster.cpus or gpus < cluster.actors * cluster.gpus_per_actor:
-        raise EngineError(
-            expected=f"a Ray cluster with {cluster.cpus} CPUs and {cluster.actors * cluster.gpus_per_actor:g} GPUs",
-            got=f"{cpus:g} and {gpus:g}",
-            remedy="give fewer actors, or fewer CPUs or GPUs for each",
-        )
-
-
 def _stream(
     pieces: int,
     cluster: RayCluster,
     fetch: Callable[[int], Payload],
-    make_worker: Callable[[], Callable[[int, Payload], bytes]],
-    save: Callable[[int, bytes], None],
+    make_worker: Callable[[], Worker],
+    save: Callable[[int, Payload], Any],
     checkpoint: str,
     done: Sequence[int],
     progress: Any,
@@ -271,11 +161,12 @@ def _stream(
     config = CheckpointConfig(id_column=_ID, checkpoint_path=checkpoint, delete_checkpoint_on_success=True)
     _begin_checkpoint(config, done)
     with _plan_context(config):
+        actor: Any = _Actor  # Ray makes one in each actor; its types know functions only
         (
             ray.data.range(pieces, override_num_blocks=pieces)
-            .map(_Fetch(fetch), num_cpus=1)
+            .map(_Fetch(fetch), num_cpus=1, max_retries=_TRIES)
             .map(
-                _Actor,
+                actor,
                 fn_constructor_args=(make_worker,),
                 compute=ray.data.ActorPoolStrategy(size=cluster.actors),
                 num_cpus=cluster.cpus_per_actor,
@@ -293,7 +184,7 @@ def _plan_context(config: CheckpointConfig) -> Iterator[None]:
     """
     from ray.data import DataContext
 
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = DataContext.get_current().copy()
         context.checkpoint_config = config
@@ -328,26 +219,32 @@ class _Fetch:
 class _Actor:
     """The row of a payload to that of its result."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[int, Payload], bytes]]) -> None:
+    def __init__(self, make_worker: Callable[[], Worker]) -> None:
         self._work = make_worker()
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         number = int(row[_ID])
-        return {_ID: number, _RESULT: self._work(number, {k: v for k, v in row.items() if k != _ID})}
+        return {_ID: number, **self._work(number, {name: row[name] for name in row if name != _ID})}
 
 
-def _sink(save: Callable[[int, bytes], None], progress: Any) -> Any:
+class _Stopped(Exception):  # noqa: N818 - it is no error
+    """Ends the plan."""
+
+
+def _sink(save: Callable[[int, Payload], Any], progress: Any) -> Any:
     from ray.data import Datasink
 
     class Sink(Datasink[None]):
-        def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
             del ctx
             for block in blocks:
-                for number, result in zip(
-                    block[_ID].to_pylist(), block[_RESULT].to_pylist(), strict=True
-                ):
-                    save(number, result)
-                    progress.add.remote(number)
+                for row in block.to_pylist():
+                    number = row.pop(_ID)
+                    # Waited for, or the last ones would come when nobody listens any more.
+                    if ray.get(progress.add.remote(number, save(number, row))):
+                        raise _Stopped
+
+    import ray
 
     return Sink()
 
@@ -355,21 +252,26 @@ def _sink(save: Callable[[int, bytes], None], progress: Any) -> Any:
 def _progress_actor() -> Any:
     import ray
 
-    @ray.remote(num_cpus=0)
     class Progress:
-        """Numbers of pieces that were saved, kept until they are taken."""
+        """What was told of the pieces that were saved, kept until it is taken; and whether the run is to end."""
 
         def __init__(self) -> None:
-            self._numbers: list[int] = []
+            self._told: list[tuple[int, Any]] = []
+            self._ends = False
 
-        def add(self, number: int) -> None:
-            self._numbers.append(number)
+        def add(self, number: int, told: Any) -> bool:
+            self._told.append((number, told))
+            return self._ends
 
-        def take(self) -> list[int]:
-            numbers, self._numbers = self._numbers, []
-            return numbers
+        def end(self) -> None:
+            self._ends = True
 
-    return Progress.remote()
+        def take(self) -> list[tuple[int, Any]]:
+            told, self._told = self._told, []
+            return told
+
+    remote: Any = ray.remote(num_cpus=0)(Progress)
+    return remote.remote()
 
 
 def _as_line(error: BaseException) -> BaseException:
@@ -384,11 +286,6 @@ def _as_line(error: BaseException) -> BaseException:
         cause = inner if isinstance(inner, BaseException) else cause.__cause__
     return EngineError(
         expected="Ray to do the work",
-        got=_first_line(error),
+        got=last_line(error),
         remedy="run the same command again: what was saved is kept",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]

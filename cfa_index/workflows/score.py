@@ -125,7 +125,7 @@ def score_folder(
         claim(run.target, run.settings)
         run.target.sweep()
         listing = run.listing()
-        _list_again(listing, rescan, listener)
+        list_again(listing, rescan, listener)
         with (
             _listing_ahead(listing),
             Workers(workers, time_limit_s=time_limit_s) as pool,
@@ -212,7 +212,7 @@ class _Progress:
         self._old = self._new = 0
 
 
-def _list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
+def list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
     """Before scoring, since it may change the list of what is scored already."""
     if rescan or listing.is_interrupted:
         with stage(listener, "list", None, "images"):

@@ -26,8 +26,8 @@ from cfa_index.files import printable, sha256_of_json
 from cfa_index.images import SUFFIXES
 from cfa_index.places import Entry, Place
 
-FOLDER = "listing"
-_ENDED = f"{FOLDER}/ended.json"
+LISTING = "listing"
+_ENDED = f"{LISTING}/ended.json"
 _SCAN = b"scan"
 _FIELDS: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.int64()),
@@ -96,7 +96,7 @@ class Listing:
         self._source = source
         self._target = target
         self._shard_images = shard_images
-        self._parts = sum(name.endswith(".parquet") for name in target.names(FOLDER))
+        self._parts = sum(name.endswith(".parquet") for name in target.names(LISTING))
         self._known = threading.Condition()
         self._failure: CfaIndexError | None = None
         self._stopped = False
@@ -172,6 +172,10 @@ class Listing:
         while self._is_there(number):
             yield self._read(number)
             number += 1
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has ended the walk, if it failed."""
         if self._failure is not None:
             raise self._failure
 
@@ -291,8 +295,13 @@ def _damaged(target: Place, name: str, content: bytes | None) -> OutputError:
     )
 
 
+def shard_file(number: int) -> str:
+    """Name of a shard's file, of its list and of its rows."""
+    return f"part-{number:08d}.parquet"
+
+
 def _part(number: int) -> str:
-    return f"{FOLDER}/part-{number:08d}.parquet"
+    return f"{LISTING}/{shard_file(number)}"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

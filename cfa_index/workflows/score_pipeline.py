@@ -30,8 +30,9 @@ from cfa_index.places import Entry, Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
+from cfa_index.workflows.score_parts import Parts
 from cfa_index.workflows.score_rows import Scored, score_images
-from cfa_index.workflows.score_target import MapShards, Parts
+from cfa_index.workflows.score_target import MapShards
 
 _BATCHES_AHEAD = 3
 _SHARDS_BEHIND = 2

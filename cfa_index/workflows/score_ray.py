@@ -9,32 +9,43 @@ what the other has left. The walk ends before Ray begins.
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
+from cfa_index.bank import set_threads
 from cfa_index.bundle import ModelBundle
+from cfa_index.devices import reuse_freed_memory
 from cfa_index.engines import Payload, RayCluster, run_on_ray
 from cfa_index.errors import BundleError
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.images import MAX_PIXELS, Frame, Views
-from cfa_index.places import LocalPlace
-from cfa_index.workflows.score import ScoreReport
-from cfa_index.workflows.score_listing import Listing, Shard, uri_of
-from cfa_index.workflows.score_pipeline import read_entry
-from cfa_index.workflows.score_rows import score_images
+from cfa_index.images import MAX_PIXELS
+from cfa_index.places import LocalPlace, Place
+from cfa_index.workflows.score import ScoreReport, list_again
+from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
+from cfa_index.workflows.score_parts import rows_bytes
+from cfa_index.workflows.score_rows import Scored, score_images
 from cfa_index.workflows.score_run import ScoreRun, open_run
-from cfa_index.workflows.score_target import CHECKPOINT, LOCK_FILE, claim
+from cfa_index.workflows.score_shards import (
+    ShardReader,
+    ShardWriter,
+    Told,
+    missing,
+    reads_of,
+    standing_rows,
+)
+from cfa_index.workflows.score_target import LOCK_FILE, claim
 
+CHECKPOINT = "checkpoint"
 _LOOKING = 16
 """Threads that look for what is done: each waits for a disk or a server most of the time."""
+_POLL_S = 0.2
 
 
 def score_folder_on_ray(
@@ -91,58 +102,203 @@ def score_folder_on_ray(
         max_pixels=max_pixels,
         credit=credit,
     )
-    shards = _Shards(run=run, retry_errors=retry_errors)
+    reader = ShardReader(
+        source=run.source,
+        target=run.target,
+        features=run.features,
+        shard_images=shard_images,
+        max_pixels=max_pixels,
+        retry_errors=retry_errors,
+    )
+    writer = ShardWriter(
+        target=run.target,
+        features=run.features,
+        shard_images=shard_images,
+        maps=run.maps,
+        heatmaps=run.heatmaps,
+    )
+    load = _Load(
+        run=run,
+        path=bundle.path,
+        device=device,
+        weights=weights,
+        rebuild_index=rebuild_index,
+        threads=cluster.cpus_per_actor,
+    )
     started = time.perf_counter()
     with run.target.held(LOCK_FILE):
         claim(run.target, run.settings)
         run.target.sweep()
         listing = run.listing()
-        with stage(listener, "list", None, "images"):
-            if rescan or listing.is_interrupted:
-                listing.rescan()
-            for _ in _written(listing):
-                pass
-        before = _standing(listing, shards)
-        counts = _Counts(before)
-        with stage(listener, "score", listing.total, "images") as advance:
-            advance(counts.images, images=0, errors=counts.errors)
+        list_again(listing, rescan, listener)
+        whole = _list_to_the_end(listing, stop, listener)
+        before = _left_before(run, listing.parts, retry_errors) if whole else []
+        images = resumed = sum(left.images for left in before)
+        errors = sum(left.errors for left in before)
+        if whole:
+            with stage(listener, "score", listing.total, "images") as advance:
+                advance(images, images=0, errors=errors)
 
-            def saved(number: int, told: Mapping[str, Any]) -> None:
-                del number
-                counts.add(told)
-                for problem in told["problems"]:
-                    listener(Notice(message=problem))
-                advance(told["images"], images=told["images"], errors=counts.errors)
+                def saved(told: Told) -> None:
+                    nonlocal images, errors
+                    images += told["images"]
+                    errors += told["errors"]
+                    for problem in told["problems"]:
+                        listener(Notice(message=problem))
+                    advance(told["images"], images=told["images"], errors=errors)
 
-            whole = run_on_ray(
-                listing.parts,
-                cluster=cluster,
-                fetch=shards.fetch,
-                make_worker=_MakeWorker(
-                    path=bundle.path,
-                    sha256=bundle.sha256,
-                    device=device,
-                    weights=weights,
-                    rebuild_index=rebuild_index,
-                    threads=cluster.cpus_per_actor,
-                    shards=shards,
-                ),
-                save=shards.save,
-                checkpoint=_checkpoint(run),
-                done=sorted(before),
-                saved=saved,
-                stop=stop,
-            )
-        anomalous = run.finish(listing) if whole else run.anomalous()
+                whole = run_on_ray(
+                    listing.parts,
+                    cluster=cluster,
+                    fetch=reader,
+                    make_worker=load,
+                    save=writer,
+                    checkpoint=_checkpoint_of(run.target),
+                    done=[number for number, left in enumerate(before) if left.is_done],
+                    saved=saved,
+                    stop=stop,
+                )
+        if whole:
+            run.finish(listing)
+        anomalous = run.anomalous()
     return ScoreReport(
         output=str(output),
-        images=counts.images,
+        images=images,
         anomalous=anomalous,
-        rejected=counts.errors,
-        resumed=sum(images for images, _ in before.values()),
+        rejected=errors,
+        resumed=resumed,
         threshold=run.limit,
         stopped=not whole,
         seconds=time.perf_counter() - started,
         wait_read=0.0,
         wait_write=0.0,
     )
+
+
+def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Listener) -> bool:
+    """Walk the source; whether it came to the end. Raises DatasetError, OutputError."""
+    walk = threading.Thread(target=listing.write, name="cfa-index-list")
+    with stage(listener, "list", None, "shards") as advance:
+        walk.start()
+        known = 0
+        try:
+            while walk.is_alive():
+                walk.join(_POLL_S)
+                advance(listing.parts - known, images=0)
+                known = listing.parts
+                if stop():
+                    listing.stop()
+        finally:
+            listing.stop()
+            walk.join()
+    listing.check()
+    return listing.total is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Left:
+    """What an earlier run left of a shard: rows that stay, those of them with an error, and whether that is all."""
+
+    images: int
+    errors: int
+    is_done: bool
+
+
+def _left_before(run: ScoreRun, shards: int, retry_errors: bool) -> list[_Left]:
+    """For each shard."""
+
+    def look(number: int) -> _Left:
+        shard = read_shard(run.target, number, run.shard_images)
+        rows = standing_rows(run.target, shard)
+        again = missing(shard, rows, retry_errors=retry_errors)
+        kept = [row for position, row in enumerate(rows) if position not in again]
+        errors = sum(row["error"] is not None for row in kept)
+        return _Left(images=len(kept), errors=errors, is_done=not again)
+
+    with ThreadPoolExecutor(_LOOKING, thread_name_prefix="cfa-index-look") as pool:
+        return list(pool.map(look, range(shards)))
+
+
+def _checkpoint_of(target: Place) -> str:
+    """Where Ray's checkpoint lies, as Ray wants it said: an absolute path or a URI."""
+    root = str(target.root.resolve()) if isinstance(target, LocalPlace) else target.uri
+    return f"{root}/{CHECKPOINT}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """Makes the worker of an actor.
+
+    Attributes:
+        run: what it works for.
+        path: the generation.
+        device, weights, rebuild_index: see `ModelBundle.load`.
+        threads: that it may use.
+    """
+
+    run: ScoreRun
+    path: Path
+    device: str
+    weights: Path | None
+    rebuild_index: bool
+    threads: int
+
+    def __call__(self) -> Callable[[int, Payload], Payload]:
+        """Load the model.
+
+        Raises:
+            BundleError: it is missing or damaged on this machine, or another one.
+        """
+        reuse_freed_memory()
+        set_threads(self.threads)
+        bundle = ModelBundle.load(
+            self.path, device=self.device, weights=self.weights, rebuild_index=self.rebuild_index
+        )
+        if bundle.sha256 != self.run.model_sha:
+            raise BundleError(
+                expected=f"model {self.run.model_sha[:12]} at {self.path} on every machine",
+                got=bundle.sha256[:12],
+                remedy="copy the same model to all of them",
+            )
+        return _ShardScorer(self.run, bundle)
+
+
+class _ShardScorer:
+    """Scores what was read of a shard."""
+
+    def __init__(self, run: ScoreRun, bundle: ModelBundle) -> None:
+        self._run = run
+        self._bundle = bundle
+
+    def __call__(self, number: int, payload: Payload) -> Payload:
+        """From what `ShardReader` gave to what `ShardWriter` takes."""
+        run = self._run
+        size_px = run.features.size_px
+        shard = read_shard(run.target, number, run.shard_images)
+        positions: list[int] = json.loads(payload["positions"])
+        rows: list[dict[str, Any]] = json.loads(payload["rows"]) or [{} for _ in shard.entries]
+        scored = list(
+            score_images(
+                self._bundle.scorer, reads_of(payload, size_px), batch_size=run.batch_size, size_px=size_px
+            )
+        )
+        for position, one in zip(positions, scored, strict=True):
+            uri = uri_of(shard.entries[position].path)
+            rows[position] = one.row(shard.first_id + position, uri, run.limit, run.model_sha)
+        problems = [f"left out: {one.error}" for one in scored if one.error is not None]
+        told: Told = {"images": len(scored), "errors": len(problems), "problems": problems}
+        result = {"part": rows_bytes(shard, rows), "told": json.dumps(told).encode()}
+        if run.maps is not None or run.heatmaps is not None:
+            result |= _maps_of(positions, scored, size_px)
+        return result
+
+
+def _maps_of(positions: Sequence[int], scored: Sequence[Scored], size_px: int) -> dict[str, bytes]:
+    empty = np.zeros((size_px, size_px), np.float32)
+    maps = [empty if one.anomaly_map is None else one.anomaly_map for one in scored]
+    frames = [None if one.frame is None else asdict(one.frame) for one in scored]
+    return {
+        "positions": json.dumps(positions).encode(),
+        "frames": json.dumps(frames).encode(),
+        "maps": b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in maps),
+    }

@@ -14,7 +14,8 @@ from cfa_index.places import Place, open_place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing, require_images
-from cfa_index.workflows.score_target import RUN_FILE, MapShards, Parts, require_apart, write_csv
+from cfa_index.workflows.score_parts import Parts
+from cfa_index.workflows.score_target import RUN_FILE, MapShards, require_apart, write_csv
 
 SCHEMA_VERSION = 2
 

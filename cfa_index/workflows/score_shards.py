@@ -1,6 +1,6 @@
-"""What becomes of a shard in other processes, as bytes from one to the next; here without torch.
+"""What becomes of a shard in other processes; what they import of this has no torch.
 
-    read --> {shard, rows, positions, reads, pixels} --score--> {name, rows, ...} --> written
+read: list, earlier rows, pixels --> scored elsewhere: rows, maps --> written: maps, heatmaps, last of all rows
 """
 
 from __future__ import annotations
@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cfa_index.engines import Payload
+from cfa_index.errors import ImageError
 from cfa_index.images import Frame, Views, read_views
 from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
-from cfa_index.workflows.score_listing import LISTING, PARTS, shard_file, shard_of
+from cfa_index.workflows.score_listing import Shard, read_shard
+from cfa_index.workflows.score_parts import Parts
 
 if TYPE_CHECKING:
     from cfa_index.workflows.score_target import MapShards
 
+Told = dict[str, Any]
+"""Of a shard that is written: `images` and `errors` that were scored now, and `problems`, lines for a person."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReader:
-    """Reads the images of a shard.
+    """Reads the images of a shard that have no score.
 
     Attributes:
         source, target: of the images, and of the list.
         features: geometry and size_px.
-        shard_images, max_pixels: as in `score_folder`.
+        shard_images, max_pixels, retry_errors: as in `score_folder`.
     """
 
     source: Place
@@ -38,31 +43,46 @@ class ShardReader:
     features: FeatureSpec
     shard_images: int
     max_pixels: int
+    retry_errors: bool
 
     def __call__(self, number: int) -> Payload:
-        """The shard's list, the rows that an earlier run left, and the images that have no score there.
+        """The earlier rows of the shard, which images have no score, and what was read of these.
 
         Raises:
             DatasetError: a bucket does not answer.
             OutputError: the list cannot be read.
         """
-        name = f"{LISTING}/{shard_file(number)}"
-        listed = self.target.read(name)
-        shard = shard_of(listed or b"", number, self.shard_images)
+        shard = read_shard(self.target, number, self.shard_images)
+        rows = standing_rows(self.target, shard)
+        positions = missing(shard, rows, retry_errors=self.retry_errors)
+        entries = [shard.entries[position] for position in positions]
         reads = [
             entry.error or read_views(self.source, entry.path, self.features, self.max_pixels)
-            for entry in shard.entries
+            for entry in entries
         ]
-        good = [read for read in reads if isinstance(read, Views)]
         told = [
             [asdict(frame) for frame in read.frames] if isinstance(read, Views) else str(read)
             for read in reads
         ]
         return {
-            "shard": listed or b"",
+            "rows": json.dumps(rows).encode(),
+            "positions": json.dumps(positions).encode(),
             "reads": json.dumps(told).encode(),
-            "pixels": b"".join(read.pixels.tobytes() for read in good),
+            "pixels": b"".join(read.pixels.tobytes() for read in reads if isinstance(read, Views)),
         }
+
+
+def standing_rows(target: Place, shard: Shard) -> list[dict[str, Any]]:
+    """The rows that an earlier run left of the very images that the shard lists now; none where there are none."""
+    table = Parts(target).read(shard)
+    return [] if table is None else table.to_pylist()
+
+
+def missing(shard: Shard, rows: Sequence[dict[str, Any]], *, retry_errors: bool) -> list[int]:
+    """Positions of the images that are to be scored."""
+    if not rows:
+        return list(range(len(shard.entries)))
+    return [number for number, row in enumerate(rows) if retry_errors and row["error"] is not None]
 
 
 def reads_of(payload: Payload, size_px: int) -> list[Views | str]:
@@ -78,3 +98,66 @@ def reads_of(payload: Payload, size_px: int) -> list[Views | str]:
         reads.append(Views(pixels=pixels[used : used + len(frames)], frames=frames))
         used += len(frames)
     return reads
+
+
+def _frame(values: dict[str, Any]) -> Frame:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return Frame(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWriter:
+    """Writes what a shard has become: last of all its rows, since a shard with rows is done.
+
+    Attributes:
+        target: of them.
+        features: geometry and size_px.
+        shard_images: images a shard.
+        maps, heatmaps: where these go; None for nowhere.
+    """
+
+    target: Place
+    features: FeatureSpec
+    shard_images: int
+    maps: MapShards | None
+    heatmaps: Heatmaps | None
+
+    def __call__(self, number: int, payload: Payload) -> Told:
+        """Write it.
+
+        Args:
+            number: of the shard.
+            payload: `part`, the file of its rows; `told`, what to answer; and with maps or heatmaps `positions`
+                and `frames` of the images that were scored, and their `maps`, (n, S, S) float32.
+
+        Raises:
+            OutputError: something cannot be written, or the list cannot be read.
+        """
+        told: Told = json.loads(payload["told"])
+        if self.maps is not None or self.heatmaps is not None:
+            told["problems"] += self._write_maps(read_shard(self.target, number, self.shard_images), payload)
+        Parts(self.target).put(number, payload["part"])
+        return told
+
+    def _write_maps(self, shard: Shard, payload: Payload) -> list[str]:
+        side = self.features.size_px
+        maps = np.frombuffer(payload["maps"], np.float32).reshape(-1, side, side)
+        positions, frames = json.loads(payload["positions"]), json.loads(payload["frames"])
+        problems: list[str] = []
+        if self.heatmaps is not None:
+            for position, values, one in zip(positions, frames, maps, strict=True):
+                image_id, entry = shard.first_id + position, shard.entries[position]
+                if values is None:
+                    self.heatmaps.remove(image_id, entry)
+                    continue
+                problem = self.heatmaps.draw(image_id, entry, one, _frame(values))
+                if isinstance(problem, ImageError):  # it was readable a moment ago; its score stands
+                    problems.append(f"no heatmap: {problem}")
+        if self.maps is not None:
+            whole = self.maps.read(shard)
+            for position, values, one in zip(positions, frames, maps, strict=True):
+                whole[position] = np.nan if values is None else one
+            self.maps.write(shard, whole)
+        return problems
