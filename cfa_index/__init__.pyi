@@ -73,12 +73,18 @@ from .devices import (
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
 )
+from .engines import (
+    RayCluster as RayCluster,
+    each_on_ray as each_on_ray,
+    run_on_ray as run_on_ray,
+)
 from .errors import (
     BankError as BankError,
     BundleError as BundleError,
     CfaIndexError as CfaIndexError,
     DatasetError as DatasetError,
     DeviceError as DeviceError,
+    EngineError as EngineError,
     ImageError as ImageError,
     OutputError as OutputError,
     SpecError as SpecError,
@@ -156,6 +162,9 @@ from .moments import (
     RunningMoments as RunningMoments,
 )
 from .places import (
+    LocalPlace as LocalPlace,
+    ObjectPlace as ObjectPlace,
+    Place as Place,
     open_place as open_place,
 )
 from .presets import (
@@ -281,6 +290,7 @@ from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
 )
+from .workflows.score_ray import score_folder_on_ray as score_folder_on_ray
 from .workflows.score_report import (
     write_report as write_report,
 )

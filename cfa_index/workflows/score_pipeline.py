@@ -29,8 +29,8 @@ from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import Maps, ShardMaps
+from cfa_index.workflows.score_parts import Parts
 from cfa_index.workflows.score_rows import Scored, score_images
-from cfa_index.workflows.score_target import Parts
 
 _BATCHES_AHEAD = 3
 _TILED_AHEAD = 3

@@ -8,26 +8,12 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from cfa_index.images import Frame, MapJoiner, Views, stitcher_of
 from cfa_index.scorer import Scorer
 from cfa_index.specs import FeatureSpec
-
-_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("image_id", pa.int64()),
-    ("uri", pa.string()),
-    ("score", pa.float32()),
-    ("is_anomalous", pa.bool_()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("error", pa.string()),
-    ("model_sha", pa.string()),
-]
-ROWS = pa.schema(_FIELDS)
-"""A row an image; score, width and height are null where there is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
