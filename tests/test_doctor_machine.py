@@ -12,6 +12,7 @@ import torch
 from made_up import ONE_THREAD, cfa
 from networks import cut_network
 
+from cfa_index import devices
 from cfa_index.bank import faiss_threads, shares_torch_threads
 from cfa_index.workflows import doctor_libraries, doctor_machine as system
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Memory
@@ -71,6 +72,22 @@ def test_limits_of_control_groups_1_whose_name_is_the_host_s(tmp_path: Path) -> 
     # The controllers are mounted by their first name or by a link.
     (tmp_path / "sys/fs/cgroup/cpu,cpuacct").symlink_to("cpu")
     assert system.processor(tmp_path).quota == 1.5
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (2.9, 2), (float("inf"), 4)])
+def test_usable_cores_keep_to_the_quota(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", lambda: quota)
+    assert devices.usable_cores() == cores
+
+
+def test_usable_cores_where_there_are_no_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> float:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", missing)
+    assert devices.usable_cores() == 4
 
 
 def test_nothing_readable_is_unknown(tmp_path: Path) -> None:
