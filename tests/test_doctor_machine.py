@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,11 @@ def test_the_command_with_a_short_measurement(monkeypatch: pytest.MonkeyPatch, t
     )
     assert "Expected images/s" in outcome.err
     assert torch.get_num_threads() >= 1
+
+
+def test_a_library_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cfa_index.workflows.doctor", None)
+    assert "the libraries that cfa-index needs" in cfa("doctor", "--quick").error_line
 
 
 def test_an_unknown_backbone_is_one_line() -> None:
