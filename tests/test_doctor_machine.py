@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -196,9 +197,13 @@ def test_the_command_with_a_short_measurement(monkeypatch: pytest.MonkeyPatch, t
     assert torch.get_num_threads() >= 1
 
 
-def test_a_library_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cfa_index.workflows.doctor", None)
-    assert "the libraries that cfa-index needs" in cfa("doctor", "--quick").error_line
+def test_a_library_that_is_not_there_is_one_line() -> None:
+    code = "import sys; sys.modules['faiss'] = None; from cfa_index_cli.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--quick"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("cfa-index: expected the libraries that cfa-index needs, got ")
 
 
 def test_an_unknown_backbone_is_one_line() -> None:
