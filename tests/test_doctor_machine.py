@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from made_up import ONE_THREAD, cfa
 from networks import cut_network
 
+from cfa_index import devices
 from cfa_index.bank import faiss_threads, shares_torch_threads
 from cfa_index.workflows import doctor_libraries, doctor_machine as system
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Memory
@@ -71,6 +74,22 @@ def test_limits_of_control_groups_1_whose_name_is_the_host_s(tmp_path: Path) -> 
     # The controllers are mounted by their first name or by a link.
     (tmp_path / "sys/fs/cgroup/cpu,cpuacct").symlink_to("cpu")
     assert system.processor(tmp_path).quota == 1.5
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (2.9, 2), (float("inf"), 4)])
+def test_usable_cores_keep_to_the_quota(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", lambda: quota)
+    assert devices.usable_cores() == cores
+
+
+def test_usable_cores_where_there_are_no_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> float:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", missing)
+    assert devices.usable_cores() == 4
 
 
 def test_nothing_readable_is_unknown(tmp_path: Path) -> None:
@@ -176,6 +195,15 @@ def test_the_command_with_a_short_measurement(monkeypatch: pytest.MonkeyPatch, t
     )
     assert "Expected images/s" in outcome.err
     assert torch.get_num_threads() >= 1
+
+
+def test_a_library_that_is_not_there_is_one_line() -> None:
+    code = "import sys; sys.modules['faiss'] = None; from cfa_index_cli.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--quick"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("cfa-index: expected the libraries that cfa-index needs, got ")
 
 
 def test_an_unknown_backbone_is_one_line() -> None:
