@@ -3,7 +3,7 @@
     python -m benchmarks.batch [--images 256] [--rounds 3] [--without compiled] [--json FILE]
     python -m benchmarks.batch --anomalib-python /path/to/env/bin/python
 
-Made-up images, 300 px PNG and 1,024 px JPEG apart, go through `score_folder`: read in worker processes,
+Made-up images with a sensor's grain, 300 px PNG and 1,024 px JPEG (350 kB) apart, go through `score_folder`: read in worker processes,
 scored, written. The model is a wide_resnet50_2 with random weights (speed does not depend on them), built
 at gamma 1/4: 784 memories of 448 dimensions. `backbone` is its forward pass alone, fp32, on one batch that
 is there already. All are timed in turn, round by round, in one run; a ratio is the median over rounds.
@@ -50,6 +50,7 @@ TARGETS = {
 _DIFFERENT_IMAGES = 32
 _BUILD_IMAGES = 16
 _JPEG_QUALITY = 90
+_GRAIN = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,9 @@ class Rate:
 
 def write_images(folder: Path, kind: str, count: int) -> Path:
     """`count` files of one kind in a folder of their own, no more than `_DIFFERENT_IMAGES` of them different."""
+    import numpy as np
+    from PIL import Image
+
     from benchmarks.stages import made_up_image
 
     target = folder / kind
@@ -77,7 +81,10 @@ def write_images(folder: Path, kind: str, count: int) -> Path:
     for number in range(count):
         file = target / f"{number:06d}.{kind}"
         if number < _DIFFERENT_IMAGES:
-            made_up_image(number, KINDS[kind]).save(file, quality=_JPEG_QUALITY)
+            grey = np.asarray(made_up_image(number, KINDS[kind]), dtype=np.float32)
+            grain = np.random.default_rng(number).normal(0, _GRAIN, (*grey.shape[:2], 1))
+            pixels = (grey + grain).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(file, quality=_JPEG_QUALITY)
         else:
             shutil.copyfile(target / f"{number % _DIFFERENT_IMAGES:06d}.{kind}", file)
     return target
@@ -131,8 +138,7 @@ def backbone_rate(bundle: ModelBundle, images: int, batch: int) -> Rate:
 
 def folder_rate(bundle: ModelBundle, folder: Path, output: Path, *, batch: int, workers: int) -> Rate:
     """`score_folder` of all files, into a target that is deleted afterwards."""
-    from cfa_index import score_folder
-    from cfa_index.events import Event, StageAdvanced
+    from cfa_index import Event, StageAdvanced, score_folder
 
     first: list[float] = []
     done = 0

@@ -66,31 +66,36 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     given = parser.parse_args()
     set_threads(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plate(10_000, scratched=True).save(folder / "scratched.png")
+        result = query(plate_model(folder, given.images), folder / "scratched.png", patches=3)
+        save_picture(query_picture(result, footer="Made-up images (benchmarks/picture.py)"), given.output)
+        print(f"score {result.verdict.score:.3g}, threshold {result.threshold:.3g}: {given.output}")
+
+
+def plate_model(folder: Path, images: int) -> ModelBundle:
+    """A model of so many plates, all of it below a folder."""
     base = preset("recommended")
     spec = replace(
         base,
         features=replace(base.features, backbone="efficientnet_lite0"),
         bank=replace(base.bank, size=1024),
     )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        normals = folder / "plates"
-        normals.mkdir()
-        files = [normals / f"plate_{number:03d}.png" for number in range(given.images)]
-        for number, file in enumerate(files):
-            plate(number).save(file)
-        plate(10_000, scratched=True).save(folder / "scratched.png")
-        report = build(
-            GoodImages(category="plate", source=normals, images=files),
-            spec,
-            backbone=load_backbone(spec.features.backbone, spec.features.strides),
-            models_dir=folder / "models",
-            features_dir=folder / "features",
-            device=torch.device("cpu"),
-        )
-        result = query(ModelBundle.load(report.path), folder / "scratched.png", patches=3)
-        save_picture(query_picture(result, footer="Made-up images (benchmarks/picture.py)"), given.output)
-        print(f"score {result.verdict.score:.3g}, threshold {result.threshold:.3g}: {given.output}")
+    normals = folder / "plates"
+    normals.mkdir()
+    files = [normals / f"plate_{number:03d}.png" for number in range(images)]
+    for number, file in enumerate(files):
+        plate(number).save(file)
+    report = build(
+        GoodImages(category="plate", source=normals, images=files),
+        spec,
+        backbone=load_backbone(spec.features.backbone, spec.features.strides),
+        models_dir=folder / "models",
+        features_dir=folder / "features",
+        device=torch.device("cpu"),
+    )
+    return ModelBundle.load(report.path)
 
 
 if __name__ == "__main__":

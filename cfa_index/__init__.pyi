@@ -67,9 +67,16 @@ from .descriptor import (
     initial_descriptor as initial_descriptor,
 )
 from .devices import (
+    cpp_compiler as cpp_compiler,
+    multiplies_bf16 as multiplies_bf16,
     resolve_device as resolve_device,
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
+)
+from .engines import (
+    RayCluster as RayCluster,
+    each_on_ray as each_on_ray,
+    run_on_ray as run_on_ray,
 )
 from .errors import (
     BankError as BankError,
@@ -77,6 +84,7 @@ from .errors import (
     CfaIndexError as CfaIndexError,
     DatasetError as DatasetError,
     DeviceError as DeviceError,
+    EngineError as EngineError,
     ImageError as ImageError,
     OutputError as OutputError,
     SpecError as SpecError,
@@ -152,6 +160,12 @@ from .metrics import (
 from .moments import (
     Moments as Moments,
     RunningMoments as RunningMoments,
+)
+from .places import (
+    LocalPlace as LocalPlace,
+    ObjectPlace as ObjectPlace,
+    Place as Place,
+    open_place as open_place,
 )
 from .presets import (
     preset as preset,
@@ -275,6 +289,10 @@ from .workflows.rotate import (
 from .workflows.score import (
     ScoreReport as ScoreReport,
     score_folder as score_folder,
+)
+from .workflows.score_ray import score_folder_on_ray as score_folder_on_ray
+from .workflows.score_report import (
+    write_report as write_report,
 )
 from .workflows.select import (
     Selection as Selection,

@@ -9,6 +9,7 @@
     ├── BankError      (also ValueError)   a memory bank that cannot be made or searched
     ├── BundleError    (also RuntimeError) a model directory that is damaged, newer, or missing
     ├── DeviceError    (also RuntimeError) a device that is not there
+    ├── EngineError    (also RuntimeError) a cluster that is not there, too small, or fails
     └── OutputError    (also OSError)      a disk that is full, read-only or refuses
 
 Each message is one line: what was expected, what came, what to do.
@@ -66,6 +67,10 @@ class BundleError(CfaIndexError, RuntimeError):
 
 class DeviceError(CfaIndexError, RuntimeError):
     """The asked device is not there or cannot be used."""
+
+
+class EngineError(CfaIndexError, RuntimeError):
+    """The machinery that runs the work elsewhere is missing, too small, or has failed."""
 
 
 class OutputError(CfaIndexError, OSError):

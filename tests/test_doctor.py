@@ -40,6 +40,7 @@ GOOD = Machine(
     ),
     threads=Threads(torch=8, faiss=8, one_pool=True),
     graphics=NO_CARD,
+    bf16=True,
     compiler=Compiler(path="/usr/bin/g++", has_headers=True),
     weights={NET: Weights(file=Path("w.pth"))},
     memory=Memory(total=64 * GIB, available=60 * GIB, limit=None),
@@ -54,7 +55,8 @@ MEASURED = Measured(
     device="cpu",
     threads=8,
     decoded_per_s={PNG: 200.0, JPEG: 50.0},
-    forward_per_s={"fp32": 40.0, "bf16": 80.0},
+    forward_per_s={"fp32": 60.0, "bf16": 120.0},
+    scored_per_s={"fp32": 40.0, "bf16": 80.0},
     cpu_share=0.98,
 )
 UNKNOWN = Machine(
@@ -65,6 +67,7 @@ UNKNOWN = Machine(
     processor=Processor(model=None, features=None, logical=None, affinity=None, quota=None),
     threads=Threads(torch=None, faiss=None, one_pool=None),
     graphics=Graphics(driver=None, torch=None, torch_cuda=None, faiss=None, memory_bytes=None),
+    bf16=None,
     compiler=Compiler(path=None, has_headers=None),
     weights=None,
     memory=Memory(total=None, available=None, limit=None),
@@ -185,12 +188,12 @@ def test_an_unknown_machine_is_no_fault_but_for_the_compiler() -> None:
 
 
 def test_a_measurement_that_failed_or_was_disturbed_is_a_note() -> None:
-    failed = replace(MEASURED, forward_per_s={"fp32": None}, decoded_per_s={PNG: None, JPEG: None})
+    failed = replace(MEASURED, scored_per_s={"fp32": None}, decoded_per_s={PNG: None, JPEG: None})
     assert "could not be run" in only(GOOD, failed).text
     assert advise(GOOD, failed).images_per_s == {}
-    assert "41% of the time" in only(GOOD, replace(MEASURED, cpu_share=0.41)).text
-    (slow,) = faults(GOOD, replace(MEASURED, forward_per_s={"fp32": 40.0, "bf16": 30.0}))
-    assert "0.8 x" in slow.text
+    assert "41% of a core" in only(GOOD, replace(MEASURED, cpu_share=0.41)).text
+    slow = remarks(GOOD, replace(MEASURED, scored_per_s={"fp32": 40.0, "bf16": 30.0}), NET)
+    assert any("0.8 x as fast as fp32 here; not worth it" in one.text for one in slow)
 
 
 def by_hand(scored: float, decoded: float, cores: float, threads: int) -> float:
@@ -201,10 +204,7 @@ def by_hand(scored: float, decoded: float, cores: float, threads: int) -> float:
 
 def test_the_expected_speed_shares_the_cores() -> None:
     advice = advise(GOOD, MEASURED)
-    scored = 1 / (1 / 80 + 0.29 / 40)
-    assert advice.images_per_s == pytest.approx(
-        {PNG: by_hand(scored, 200, 8, 8), JPEG: by_hand(scored, 50, 8, 8)}
-    )
+    assert advice.images_per_s == pytest.approx({PNG: by_hand(80, 200, 8, 8), JPEG: by_hand(80, 50, 8, 8)})
     assert (advice.precision, advice.workers, advice.batch_size) == ("bf16", 2, 8)
     assert advice.command == (
         "cfa-index score FOLDER --category CATEGORY -o OUT --workers 2 --batch-size 8 --precision bf16"
@@ -212,8 +212,8 @@ def test_the_expected_speed_shares_the_cores() -> None:
 
 
 def test_precision_is_advised_where_it_pays() -> None:
-    for forward in ({"fp32": 40.0}, {"fp32": 40.0, "bf16": 44.0}):
-        advice = advise(GOOD, replace(MEASURED, forward_per_s=forward))
+    for scored in ({"fp32": 40.0}, {"fp32": 40.0, "bf16": 44.0}):
+        advice = advise(GOOD, replace(MEASURED, scored_per_s=scored))
         assert advice.precision == "fp32"
         assert "--precision" not in advice.command
 
@@ -221,9 +221,9 @@ def test_precision_is_advised_where_it_pays() -> None:
 def test_beside_a_card_all_cores_but_one_decode() -> None:
     machine = cards()
     assert advise(machine, None).workers == 7
-    measured = replace(MEASURED, device="cuda:0", batch_size=32, forward_per_s={"fp32": 2000.0})
+    measured = replace(MEASURED, device="cuda:0", batch_size=32, scored_per_s={"fp32": 2000.0})
     advice = advise(machine, measured)
-    assert advice.images_per_s == pytest.approx({PNG: 2000 / 1.29, JPEG: 8 * 50.0})
+    assert advice.images_per_s == pytest.approx({PNG: 8 * 200.0, JPEG: 8 * 50.0})
     assert (advice.workers, advice.batch_size) == (8, 32)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from made_up import ONE_THREAD, cfa
 from networks import cut_network
 
+from cfa_index import devices
 from cfa_index.bank import faiss_threads, shares_torch_threads
 from cfa_index.workflows import doctor_libraries, doctor_machine as system
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Memory
@@ -35,7 +38,6 @@ def test_a_machine_without_limits(tmp_path: Path) -> None:
     files = {"proc/cpuinfo": info, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "max 100000"}
     found = system.processor(tree(tmp_path, {**files, **MEMINFO}))
     assert (found.model, found.features, found.quota) == ("A CPU", ("avx2", "amx_bf16"), float("inf"))
-    assert found.has_bf16
     assert found.usable == len(os.sched_getaffinity(0))
     assert system.memory(tmp_path) == Memory(total=1000 * 1024, available=800 * 1024, limit=None)
 
@@ -72,6 +74,22 @@ def test_limits_of_control_groups_1_whose_name_is_the_host_s(tmp_path: Path) -> 
     # The controllers are mounted by their first name or by a link.
     (tmp_path / "sys/fs/cgroup/cpu,cpuacct").symlink_to("cpu")
     assert system.processor(tmp_path).quota == 1.5
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (2.9, 2), (float("inf"), 4)])
+def test_usable_cores_keep_to_the_quota(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", lambda: quota)
+    assert devices.usable_cores() == cores
+
+
+def test_usable_cores_where_there_are_no_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> float:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "cpu_quota", missing)
+    assert devices.usable_cores() == 4
 
 
 def test_nothing_readable_is_unknown(tmp_path: Path) -> None:
@@ -143,9 +161,9 @@ def test_a_backbone_that_cannot_be_run_leaves_the_rest(monkeypatch: pytest.Monke
         seconds=0.1,
         listener=events.append,
     )
-    assert found.forward_per_s == {"fp32": None, "bf16": None}
+    assert found.forward_per_s == found.scored_per_s == {"fp32": None, "bf16": None}
     assert all(rate and rate > 0 for rate in found.decoded_per_s.values())
-    assert sum("allocate" in getattr(event, "message", "") for event in events) == 2
+    assert sum("allocate" in getattr(event, "message", "") for event in events) == 4
 
 
 def test_the_command_without_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,16 +184,26 @@ def test_the_command_without_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_command_with_a_short_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(system, "_WRITTEN_BYTES", 1 << 20)
-    outcome = cfa("doctor", "--backbone", "resnet18", "--seconds", "0.5", "--json", "-", env=ONE_THREAD)
+    outcome = cfa("doctor", "--backbone", "resnet18", "--seconds", "0.2", "--json", "-", env=ONE_THREAD)
     document = outcome.document
     assert document["measured"]["backbone"] == "resnet18"
     assert document["measured"]["forward_per_s"]["fp32"] > 0
+    assert document["measured"]["scored_per_s"]["fp32"] > 0
     assert set(document["advice"]["images_per_s"]) == {PNG, JPEG}
     assert document["advice"]["command"].startswith(
         "cfa-index score FOLDER --category CATEGORY -o OUT --workers "
     )
     assert "Expected images/s" in outcome.err
     assert torch.get_num_threads() >= 1
+
+
+def test_a_library_that_is_not_there_is_one_line() -> None:
+    code = "import sys; sys.modules['faiss'] = None; from cfa_index_cli.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--quick"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("cfa-index: expected the libraries that cfa-index needs, got ")
 
 
 def test_an_unknown_backbone_is_one_line() -> None:

@@ -123,14 +123,14 @@ def test_a_second_run_skips_the_parts_that_are_there(
     folder = made_up.write_good(tmp_path / "in", 10)
     (folder / "empty.png").write_bytes(b"")
     command = ("score", folder, "-c", "weave", *trained.model, "-o", tmp_path / "out", "--json", "-")
-    command = (*command, "--shard-images", "4", "--batch-size", "4")
+    command = (*command, "--shard-images", "4", "--batch-size", "4", "--no-report")
     real, calls = Scorer.score_pixels, []
 
-    def counted(self: Scorer, *args: Any) -> Any:
+    def counted(self: Scorer, *args: Any, **options: Any) -> Any:
         calls.append(len(args[0]))
         if len(calls) > 2 and not (tmp_path / "again").exists():
             raise KeyboardInterrupt
-        return real(self, *args)
+        return real(self, *args, **options)
 
     monkeypatch.setattr(Scorer, "score_pixels", counted)
     assert cfa(*command).code == 130  # in the third part
@@ -355,9 +355,9 @@ def test_an_image_that_vanishes_after_it_was_scored_has_no_heatmap(
     folder, target, run = scoring
     real = Scorer.score_pixels
 
-    def vanishing(self: Scorer, *args: Any) -> Any:
+    def vanishing(self: Scorer, *args: Any, **options: Any) -> Any:
         (folder / "002.png").unlink(missing_ok=True)
-        return real(self, *args)
+        return real(self, *args, **options)
 
     monkeypatch.setattr(Scorer, "score_pixels", vanishing)
     assert {key: value for key, value in run().items() if key in ("images", "rejected")} == {

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+import zarr
 from cfa_index_cli.model_options import tile_settings
 from made_up import QUICK, Outcome, Workplace, cfa, copied, texture, write_image
 
@@ -351,3 +353,27 @@ def test_an_untiled_model_says_nothing_of_tiles() -> None:
     assert ModelSpec.from_dict(tiled.to_dict()) == tiled
     with pytest.raises(SpecError, match="neither 'ema' nor 'mean'"):
         replace(tiled, bank=BankSpec(method="ema", size=784))
+
+
+def test_a_folder_is_scored_by_tiles(place: Workplace, tmp_path: Path) -> None:
+    """As the library scores its images one by one; their maps are arrays of their own."""
+    folder = place.data / "panel" / "test"
+    target = tmp_path / "out"
+    outcome = cfa(
+        *("score", folder, "-c", "panel", *place.model, "-o", target, "--maps", "--heatmaps"),
+        *("--shard-images", "4", "--batch-size", "3", "--json", "-"),
+    )
+    assert outcome.code == 0, outcome
+    rows = [row for file in sorted((target / "parts").iterdir()) for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == len(list((target / "heatmaps").iterdir())) == 7
+    bundle = ModelBundle.load(place.models / "panel")
+    for row in rows:
+        verdict = bundle.score([folder / row["uri"]])[0]
+        assert row["score"] == pytest.approx(verdict.score, rel=1e-5)
+        assert (row["width"], row["height"]) == (verdict.frame.source_width, verdict.frame.source_height)
+        kept = np.asarray(zarr.open_array(target / "maps" / f"{row['image_id']:08d}", mode="r")[:])
+        np.testing.assert_allclose(kept, verdict.anomaly_map, rtol=1e-4, atol=1e-6)
+    without = cfa("score", folder, "-c", "panel", *place.model, "-o", tmp_path / "plain", "--json", "-")
+    assert without.code == 0, without
+    plain = pq.read_table(tmp_path / "plain" / "parts" / "part-00000000.parquet").to_pylist()
+    assert [one["score"] for one in plain] == pytest.approx([row["score"] for row in rows], rel=1e-5)

@@ -16,7 +16,14 @@ shard is compared with its checksum when it is first read.
 
 from cfa_index.store.joined import JoinedStore
 from cfa_index.store.layout import SHARD_IMAGES, StoredImage, StoreHeader, plan_shards
-from cfa_index.store.maps import METADATA_FILE, maps_file, maps_metadata, maps_shard, read_maps_shard
+from cfa_index.store.maps import (
+    METADATA_FILE,
+    map_of_tiles,
+    maps_file,
+    maps_metadata,
+    maps_shard,
+    read_maps_shard,
+)
 from cfa_index.store.reader import PatchStore
 from cfa_index.store.writer import StoreWriter, recorded_images
 
@@ -28,6 +35,7 @@ __all__ = [
     "StoreHeader",
     "StoreWriter",
     "StoredImage",
+    "map_of_tiles",
     "maps_file",
     "maps_metadata",
     "maps_shard",

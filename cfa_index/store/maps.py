@@ -1,4 +1,4 @@
-"""Anomaly maps as one Zarr array (images, S, S) float32, made as the content of its files.
+"""Anomaly maps as one Zarr array (images, S, S) float32, or an array an image, made as the content of the files.
 
 Whoever writes the files does it whole and where he likes: a shard of the array is one file, as a shard of the
 images is one part of their scores. An image without a map is NaN, and so is one whose shard is missing.
@@ -17,6 +17,7 @@ from zarr.storage import MemoryStore
 
 METADATA_FILE = "zarr.json"
 _ONLY_SHARD = "c/0/0/0"
+_COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
 
 
 def maps_metadata(images: int, *, shard_images: int, size_px: int) -> bytes:
@@ -44,6 +45,24 @@ def read_maps_shard(content: bytes, *, shard_images: int, size_px: int) -> NDArr
     return np.asarray(array[:], dtype=np.float32)
 
 
+def map_of_tiles(anomaly_map: NDArray[np.float32], *, size_px: int) -> dict[str, bytes]:
+    """The files of an array (H', W') float32 of its own, in chunks of `size_px`, all in one shard."""
+    height, width = (-(-px // size_px) * size_px for px in anomaly_map.shape)
+    files: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        store=MemoryStore(files),
+        shape=anomaly_map.shape,
+        dtype="float32",
+        chunks=(size_px, size_px),
+        shards=(height, width),
+        compressors=_COMPRESSOR,
+        fill_value=np.nan,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = anomaly_map
+    return {name: content.to_bytes() for name, content in files.items()}
+
+
 def _array(images: int, shard_images: int, size_px: int) -> tuple[dict[str, Buffer], zarr.Array[Any]]:
     """An array in memory, and its files."""
     files: dict[str, Buffer] = {}
@@ -53,7 +72,7 @@ def _array(images: int, shard_images: int, size_px: int) -> tuple[dict[str, Buff
         dtype="float32",
         chunks=(1, size_px, size_px),
         shards=(shard_images, size_px, size_px),
-        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+        compressors=_COMPRESSOR,
         fill_value=np.nan,
         config={"write_empty_chunks": True},
     )

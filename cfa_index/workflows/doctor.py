@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cfa_index.devices import multiplies_bf16
 from cfa_index.events import Listener, ignore
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows import doctor_libraries as libraries, doctor_machine as system
@@ -78,6 +79,8 @@ def examine(
         WeightsError: a backbone of timm, which is not installed.
     """
     weights = libraries.weights(backbone)
+    graphics = libraries.graphics()
+    device = torch.device("cuda", 0) if on_card(graphics) else torch.device("cpu")
     machine = Machine(
         versions=libraries.versions(),
         faiss_packages=known(libraries.faiss_packages),
@@ -85,7 +88,8 @@ def examine(
         fast_jpeg=known(libraries.fast_jpeg),
         processor=system.processor(),
         threads=libraries.threads(),
-        graphics=libraries.graphics(),
+        graphics=graphics,
+        bf16=known(multiplies_bf16, device),
         compiler=libraries.compiler(),
         weights=weights,
         memory=system.memory(),
@@ -93,14 +97,13 @@ def examine(
         open_files=known(system.open_files),
         shm_bytes=known(system.shm_bytes),
     )
-    card = on_card(machine)
     measured = None
     if seconds > 0:
         measured = measure(
             backbone=backbone,
             batch_size=batch_size_for(machine),
-            device=torch.device("cuda", 0) if card else torch.device("cpu"),
-            bf16=bool(known(torch.cuda.is_bf16_supported)) if card else machine.processor.has_bf16,
+            device=device,
+            bf16=bool(machine.bf16),
             threads=threads_for(machine),
             seconds=seconds,
             listener=listener,

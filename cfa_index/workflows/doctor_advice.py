@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cfa_index.workflows.doctor_facts import Machine, Measured
+from cfa_index.workflows.doctor_facts import Graphics, Machine, Measured
 
 GIB = 1 << 30
 GOOD_MEMORY = 3 * GIB
@@ -17,8 +17,6 @@ GOOD_MEMORY = 3 * GIB
 BATCH, SMALL_BATCH, CARD_BATCH = 8, 2, 32
 PAYS = 1.3
 """A precision is advised from this ratio to fp32 on: it is not free, scores change a little."""
-_REST_OF_FP32 = 0.29
-"""Descriptor, search and maps at gamma 1/4, in times of the backbone in fp32 (README, What was measured)."""
 _SPARE = 1.25
 """Workers decode so much faster than scoring takes images, so that it does not wait for them."""
 
@@ -46,14 +44,14 @@ class Advice:
         return asdict(self)
 
 
-def on_card(machine: Machine) -> bool:
+def on_card(graphics: Graphics) -> bool:
     """Whether `--device auto` takes a card: torch and FAISS must both see it."""
-    return bool(machine.graphics.torch) and bool(machine.graphics.faiss)
+    return bool(graphics.torch) and bool(graphics.faiss)
 
 
 def batch_size_for(machine: Machine) -> int:
     """Images a forward pass: fewer where memory is short, more on a card."""
-    if on_card(machine):
+    if on_card(machine.graphics):
         return CARD_BATCH
     available = machine.memory.available
     return SMALL_BATCH if available is not None and available < GOOD_MEMORY else BATCH
@@ -79,19 +77,18 @@ def advise(machine: Machine, measured: Measured | None, output: Path | None = No
     usable = machine.processor.usable or 1.0
     cores = max(1, math.floor(usable))
     threads = threads_for(machine)
-    batch_size, precision, card = batch_size_for(machine), "fp32", on_card(machine)
+    batch_size, precision, card = batch_size_for(machine), "fp32", on_card(machine.graphics)
     workers = max(1, cores - 1) if card else max(1, cores // 4)
     expected: dict[str, float] = {}
-    forward = usable_rates(measured.forward_per_s) if measured else {}
-    if measured and "fp32" in forward:
+    scored = usable_rates(measured.scored_per_s) if measured else {}
+    if measured and "fp32" in scored:
         batch_size = measured.batch_size
-        if forward.get("bf16", 0.0) >= PAYS * forward["fp32"]:
+        if scored.get("bf16", 0.0) >= PAYS * scored["fp32"]:
             precision = "bf16"
-        scored = 1 / (1 / forward[precision] + _REST_OF_FP32 / forward["fp32"])
         decoded = usable_rates(measured.decoded_per_s)
         taken = 0 if card else measured.threads
         for kind, rate in decoded.items():  # below one core, both were measured in that part of it
-            expected[kind] = min(scored, max(1.0, usable) / (taken / scored + 1 / rate))
+            expected[kind] = min(scored[precision], max(1.0, usable) / (taken / scored[precision] + 1 / rate))
         if decoded:
             needed = max(_SPARE * expected[kind] / rate for kind, rate in decoded.items())
             workers = min(cores, max(1, math.ceil(needed)))

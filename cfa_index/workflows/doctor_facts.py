@@ -32,15 +32,9 @@ class Processor:
         known = [value for value in (self.affinity or self.logical, self.quota) if value is not None]
         return float(min(known)) if known else None
 
-    @property
-    def has_bf16(self) -> bool:
-        """Whether it multiplies bfloat16 in hardware."""
-        return bool(BF16_FEATURES.intersection(self.features or ()))
-
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 """As Linux names them: of x86, then of ARM."""
-BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 PNG, JPEG = "png_300px", "jpeg_1024px"
 """Kinds of files that are decoded for measuring."""
 
@@ -126,6 +120,7 @@ class Machine:
         versions: of what cfa-index needs, by name; None for a library that is not there.
         faiss_packages: installed distributions that bring FAISS; two overwrite each other's files.
         extras: packages of each optional extra that are not installed.
+        bf16: whether the device that `auto` takes multiplies bfloat16 in hardware.
         fast_jpeg: whether Pillow decodes JPEG with libjpeg-turbo.
         weights: by backbone.
         open_files: limits of this process, soft and hard.
@@ -139,6 +134,7 @@ class Machine:
     processor: Processor
     threads: Threads
     graphics: Graphics
+    bf16: bool | None
     compiler: Compiler
     weights: Mapping[str, Weights] | None
     memory: Memory
@@ -164,12 +160,14 @@ class Measured:
     """What this machine does in a few seconds.
 
     Attributes:
-        backbone, size_px, batch_size, device: of the forward pass, with random weights.
-        threads: of the forward pass.
+        backbone, size_px, batch_size, device: of the network, with random weights.
+        threads: of the maths.
         decoded_per_s: images a second in one thread from a file's bytes to the network's square, by kind
             (`PNG`, `JPEG`); None where it failed.
         forward_per_s: images a second of the backbone alone on all usable cores or the card, by precision.
-        cpu_share: CPU time that the work got, of what its threads could have had: little on a busy machine.
+        scored_per_s: the same of the whole way from pixels to a score, with descriptor and bank of the
+            recommended settings.
+        cpu_share: CPU time of the decoding over its seconds: well below 1 on a busy machine.
     """
 
     backbone: str
@@ -179,6 +177,7 @@ class Measured:
     threads: int
     decoded_per_s: Mapping[str, float | None]
     forward_per_s: Mapping[str, float | None]
+    scored_per_s: Mapping[str, float | None]
     cpu_share: float
 
     def to_dict(self) -> dict[str, Any]:

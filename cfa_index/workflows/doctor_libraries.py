@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import shutil
-import sys
 import sysconfig
 import warnings
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,6 +14,7 @@ from PIL import features as pillow
 
 from cfa_index.backbones import backbone_entry, backbone_names, checkpoint_path
 from cfa_index.bank import faiss_threads, faiss_version, gpu_count, shares_torch_threads
+from cfa_index.devices import cpp_compiler
 from cfa_index.errors import WeightsError
 from cfa_index.workflows.doctor_facts import Compiler, Graphics, Threads, Weights
 from cfa_index.workflows.doctor_machine import known
@@ -99,11 +97,7 @@ def _card_memory() -> int:
 
 def compiler() -> Compiler:
     """What torch.compile would call on the CPU, and whether Python's headers are there for it to include."""
-    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    return Compiler(
-        path=known(shutil.which, name),
-        has_headers=known(_has_headers),
-    )
+    return Compiler(path=known(cpp_compiler), has_headers=known(_has_headers))
 
 
 def _has_headers() -> bool:

@@ -1,29 +1,35 @@
-"""A few seconds of work: decoding made-up images on one core, and the backbone's forward pass."""
+"""A few seconds of work: decoding made-up images on one core, the backbone's forward pass, whole scoring."""
 
 from __future__ import annotations
 
+import copy
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_entry, load_backbone
+from cfa_index.bank import MemoryBank
+from cfa_index.descriptor import initial_descriptor
 from cfa_index.events import Listener, Notice, ignore, stage
-from cfa_index.images import decode, square_pixels
-from cfa_index.specs import FeatureSpec
+from cfa_index.images import decode, frame_of, square_pixels
+from cfa_index.scorer import Scorer
+from cfa_index.specs import FeatureSpec, ModelSpec, Precision
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Measured
 
-Rates: TypeAlias = dict[str, float | None]
+Name = TypeVar("Name", bound=str)
 
 _SIZES_PX = {PNG: 300, JPEG: 1024}
-_DECODE_SHARE, _FORWARD_SHARE = 0.1, 0.3
-"""Of the given seconds, each kind of file and each precision; loading the network takes about the rest."""
+_DECODE_SHARE, _MATHS_SHARE = 0.1, 0.15
+"""Of the given seconds, for each measurement; loading the network takes about the rest."""
 
 
 def measure(
@@ -52,29 +58,30 @@ def measure(
     """
     features = FeatureSpec(backbone=backbone, strides=_strides(backbone))
     network = _Network(features, batch_size, device)
-    precisions = ("fp32", "bf16") if bf16 else ("fp32",)
-    with stage(listener, "measure", len(_SIZES_PX) + len(precisions), "steps") as advance, _using(threads):
-        wanted_s = used_s = 0.0
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if bf16 else ("fp32",)
+    with (
+        stage(listener, "measure", len(_SIZES_PX) + 2 * len(precisions), "steps") as advance,
+        _using(threads),
+    ):
 
         def rates(
-            names: Iterable[str], rate: Callable[[str, float], float], share: float, busy: int
-        ) -> Rates:
-            nonlocal wanted_s, used_s
-            found: Rates = {}
+            names: Iterable[Name], rate: Callable[[Name, float], float], share: float
+        ) -> dict[str, float | None]:
+            found: dict[str, float | None] = {}
             for name in names:
-                wall, cpu = time.perf_counter(), time.process_time()
                 try:
                     found[name] = rate(name, share * seconds)
                 except Exception as error:  # whatever torch, CUDA or a codec raises: the rest is worth having
                     listener(Notice(message=f"{name} was not measured: {' '.join(str(error).split())[:200]}"))
                     found[name] = None
-                wanted_s += busy * (time.perf_counter() - wall)
-                used_s += time.process_time() - cpu if busy else 0.0
                 advance()
             return found
 
-        decoded = rates(_SIZES_PX, partial(_decode_rate, features), _DECODE_SHARE, 1)
-        forward = rates(precisions, network.rate, _FORWARD_SHARE, threads if device.type == "cpu" else 0)
+        wall, cpu = time.perf_counter(), time.process_time()
+        decoded = rates(_SIZES_PX, partial(_decode_rate, features), _DECODE_SHARE)
+        cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        forward = rates(precisions, network.forward_rate, _MATHS_SHARE)
+        scored = rates(precisions, network.scored_rate, _MATHS_SHARE)
     return Measured(
         backbone=backbone,
         size_px=features.size_px,
@@ -83,7 +90,8 @@ def measure(
         threads=threads,
         decoded_per_s=decoded,
         forward_per_s=forward,
-        cpu_share=used_s / wanted_s,
+        scored_per_s=scored,
+        cpu_share=cpu_share,
     )
 
 
@@ -112,27 +120,49 @@ def _decode_rate(features: FeatureSpec, kind: str, seconds: float) -> float:
 
 
 class _Network:
-    """The backbone with random weights, loaded when it is first run."""
+    """The backbone with random weights at each precision, loaded when it is first run, and a scorer over it."""
 
     def __init__(self, features: FeatureSpec, batch_size: int, device: torch.device) -> None:
         self._features, self._batch_size, self._device = features, batch_size, device
-        self._backbone: Backbone | None = None
+        self._backbones: dict[Precision, Backbone] = {}
 
-    def rate(self, precision: str, seconds: float) -> float:
+    def forward_rate(self, precision: Precision, seconds: float) -> float:
         """Images a second of the forward pass."""
-        if self._backbone is None:
+        backbone, pixels = self._backbone(precision), self._pixels()
+        return self._rate(lambda: backbone.pyramid(pixels), seconds)
+
+    def scored_rate(self, precision: Precision, seconds: float) -> float:
+        """Images a second from pixels to scores; descriptor and bank are drawn, of the recommended sizes."""
+        backbone, pixels, spec = self._backbone(precision), self._pixels(), ModelSpec()
+        drawn = replace(spec.descriptor, init="he", standardise=False)
+        descriptor = initial_descriptor(drawn, backbone.channels, None, seed=0)
+        memories = spec.bank.memories(self._features.patches_per_image)
+        vectors = np.random.default_rng(0).standard_normal((memories, descriptor.width), dtype=np.float32)
+        bank = MemoryBank(vectors, self._device)
+        scorer = Scorer(backbone, descriptor, bank, features=self._features, score=spec.score)
+        side = self._features.size_px
+        frames = [frame_of(side, side, self._features)] * self._batch_size
+        return self._rate(lambda: scorer.score_pixels(pixels, frames), seconds)
+
+    def _backbone(self, precision: Precision) -> Backbone:
+        if not self._backbones:
             loaded = load_backbone(self._features.backbone, self._features.strides, weights="random")
-            self._backbone = loaded.to(self._device)
-        backbone, device, side = self._backbone, self._device, self._features.size_px
-        pixels = torch.zeros((self._batch_size, 3, side, side), dtype=torch.uint8, device=device)
+            self._backbones["fp32"] = loaded.to(self._device)
+        if precision not in self._backbones:
+            self._backbones[precision] = copy.deepcopy(self._backbones["fp32"]).for_inference(precision)
+        return self._backbones[precision]
 
-        def forward() -> None:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                backbone.pyramid(pixels)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+    def _pixels(self) -> Tensor:
+        shape = (self._batch_size, 3, self._features.size_px, self._features.size_px)
+        return torch.zeros(shape, dtype=torch.uint8, device=self._device)
 
-        return _rate(forward, self._batch_size, seconds)
+    def _rate(self, work: Callable[[], object], seconds: float) -> float:
+        def whole() -> None:
+            work()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+        return _rate(whole, self._batch_size, seconds)
 
 
 def _rate(work: Callable[[], object], images: int, seconds: float) -> float:

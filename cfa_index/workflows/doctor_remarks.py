@@ -59,6 +59,7 @@ def remarks(machine: Machine, measured: Measured | None, backbone: str) -> tuple
         *_processor(machine),
         *_threads(machine),
         *_graphics(machine),
+        *_bf16(machine, measured),
         *_compiler(machine),
         *_weights(machine, backbone),
         *_memory(machine),
@@ -107,10 +108,8 @@ def _processor(machine: Machine) -> Iterator[Remark]:
                 text="neither AVX2 nor NEON: torch and FAISS are many times slower",
                 remedy="use a newer machine, or let a virtual machine pass the host's CPU features through",
             )
-        elif cpu.has_bf16:
-            yield Remark(level="ok", topic="CPU", text="multiplies bf16 in hardware: --precision bf16 pays")
         else:
-            yield Remark(level="ok", topic="CPU", text="no bf16 in hardware: stay with fp32")
+            yield Remark(level="ok", topic="CPU", text=" ".join(cpu.features))
     if cpu.usable is not None and cpu.usable < 1:
         yield Remark(
             level="note",
@@ -174,6 +173,22 @@ def _graphics(machine: Machine) -> Iterator[Remark]:
         yield Remark(level="ok", topic="GPU", text="none: everything runs on the CPU")
 
 
+def _bf16(machine: Machine, measured: Measured | None) -> Iterator[Remark]:
+    scored = usable_rates(measured.scored_per_s) if measured else {}
+    if "fp32" in scored and "bf16" in scored:
+        ratio = scored["bf16"] / scored["fp32"]
+        worth = (
+            "scores change a little: compare them once on your own images"
+            if ratio >= PAYS
+            else "not worth it"
+        )
+        yield Remark(level="ok", topic="bf16", text=f"{ratio:.1f} x as fast as fp32 here; {worth}")
+    elif machine.bf16:
+        yield Remark(level="ok", topic="bf16", text="multiplied in hardware: --precision bf16 is possible")
+    elif machine.bf16 is False:
+        yield Remark(level="ok", topic="bf16", text="would be imitated: --precision bf16 is refused")
+
+
 def _compiler(machine: Machine) -> Iterator[Remark]:
     compiler = machine.compiler
     if compiler.path is None:
@@ -191,7 +206,11 @@ def _compiler(machine: Machine) -> Iterator[Remark]:
             remedy="apt-get install python3-dev",
         )
     else:
-        yield Remark(level="ok", topic="compiler", text=f"{compiler.path}: --compile is possible")
+        yield Remark(
+            level="ok",
+            topic="compiler",
+            text=f"{compiler.path}: --compile is possible, and pays from some hundred images on",
+        )
 
 
 def _weights(machine: Machine, backbone: str) -> Iterator[Remark]:
@@ -295,27 +314,13 @@ def _speed(measured: Measured) -> Iterator[Remark]:
         yield Remark(
             level="note",
             topic="measurement",
-            text=f"the work got {measured.cpu_share:.0%} of the time of its cores: the figures are too low",
+            text=f"one thread got {measured.cpu_share:.0%} of a core: the figures are too low",
             remedy="measure again when nothing else runs, or raise the container's limit",
         )
-    forward = usable_rates(measured.forward_per_s)
-    if "fp32" not in forward:
+    if not measured.scored_per_s.get("fp32"):
         yield Remark(
             level="note",
             topic="measurement",
             text=f"{measured.backbone} could not be run",
             remedy="the notice above says why",
-        )
-    elif "bf16" in forward and forward["bf16"] < PAYS * forward["fp32"]:
-        yield Remark(
-            level="note",
-            topic="bf16",
-            text=f"only {forward['bf16'] / forward['fp32']:.1f} x as fast as fp32 here: not worth it",
-        )
-    elif "bf16" in forward:
-        yield Remark(
-            level="ok",
-            topic="bf16",
-            text=f"{forward['bf16'] / forward['fp32']:.1f} x as fast as fp32; scores change a little, "
-            "so compare them once on your own images",
         )

@@ -14,30 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Workers
-from cfa_index.errors import SpecError
 from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
 from cfa_index.images import MAX_PIXELS
-from cfa_index.places import open_place
 from cfa_index.workflows.score_heatmaps import Heatmaps
-from cfa_index.workflows.score_listing import Listing, require_images
+from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_pipeline import Pipeline, Waits, read_entry
-from cfa_index.workflows.score_report import REPORT_FILE, write_report
-from cfa_index.workflows.score_target import (
-    LOCK_FILE,
-    RUN_FILE,
-    MapShards,
-    Parts,
-    claim,
-    require_apart,
-    write_csv,
-)
+from cfa_index.workflows.score_run import SCHEMA_VERSION, open_run
+from cfa_index.workflows.score_target import LOCK_FILE, claim
 
-SCHEMA_VERSION = 2
 _TELL_EVERY_S = 0.5
 
 
@@ -103,7 +90,7 @@ def score_folder(
         output: target folder, outside `folder`.
         threshold: in place of the model's own.
         heatmaps: also write a PNG an image.
-        maps: also keep the anomaly maps (images, S, S) float32, as a Zarr array.
+        maps: also keep the anomaly maps (images, S, S) float32, as a Zarr array; one an image with tiles.
         batch_size: images a forward pass.
         shard_images: images a part; also what is lost when a run is killed, at most.
         max_pixels: an image with more is refused before it is decoded.
@@ -123,46 +110,25 @@ def score_folder(
         OutputError: the target belongs to another run or is at work, lies inside the folder, or cannot be
             written.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("shard_images", shard_images),
-        ("max_pixels", max_pixels),
-    ):
-        if value < 1:
-            raise SpecError(
-                expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
-            )
-    limit = bundle.threshold_or(threshold)
-    source, target = open_place(folder), open_place(output)
-    require_apart(source, target)
-    if target.read(RUN_FILE) is None:
-        require_images(source)  # a source without any leaves no target
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "model_sha": bundle.sha256,
-        "folder": source.uri,
-        "threshold": limit,
-        "heatmaps": heatmaps,
-        "maps": maps,
-        "precision": bundle.backbone.precision,
-        "batch_size": batch_size,
-        "shard_images": shard_images,
-        "max_pixels": max_pixels,
-    }
-    size_px = bundle.manifest.spec.features.size_px
-    map_shards = MapShards(target=target, shard_images=shard_images, size_px=size_px) if maps else None
-    drawing = (
-        Heatmaps(source=source, target=target, threshold=limit, credit=credit, max_pixels=max_pixels)
-        if heatmaps
-        else None
+    run = open_run(
+        bundle,
+        folder,
+        output,
+        threshold=threshold,
+        heatmaps=heatmaps,
+        maps=maps,
+        batch_size=batch_size,
+        shard_images=shard_images,
+        max_pixels=max_pixels,
+        credit=credit,
     )
     waits = Waits()
     started = time.perf_counter()
-    with target.held(LOCK_FILE):
-        claim(target, settings)
-        target.sweep()
-        listing = Listing(source, target, shard_images)
-        _list_again(listing, rescan, listener)
+    with run.target.held(LOCK_FILE):
+        claim(run.target, run.settings)
+        run.target.sweep()
+        listing = run.listing()
+        list_again(listing, rescan, listener)
         with (
             _listing_ahead(listing),
             Workers(workers, time_limit_s=time_limit_s, functions=(read_entry, Heatmaps.draw)) as pool,
@@ -171,11 +137,11 @@ def score_folder(
             progress = _Progress(listing, waits, advance, listener)
             Pipeline(
                 bundle=bundle,
-                limit=limit,
-                source=source,
-                parts=Parts(target),
-                maps=map_shards,
-                heatmaps=drawing,
+                limit=run.limit,
+                source=run.source,
+                parts=run.parts,
+                maps=run.maps,
+                heatmaps=run.heatmaps,
                 workers=pool,
                 batch_size=batch_size,
                 max_pixels=max_pixels,
@@ -188,22 +154,14 @@ def score_folder(
             progress.tell()
         stopped = progress.images != listing.total
         if not stopped:
-            if map_shards is not None:
-                map_shards.finish(listing.end_id)
-            write_csv(Parts(target))
-            is_new = progress.resumed < progress.images or target.read(REPORT_FILE) is None
-            if gallery is not None and is_new:
-                write_report(
-                    bundle,
-                    source,
-                    target,
-                    shard_images=shard_images,
-                    threshold=limit,
-                    gallery=gallery,
-                    credit=credit,
-                    listener=listener,
-                )
-        anomalous = sum(pc.sum(table["is_anomalous"]).as_py() or 0 for table in Parts(target).tables())
+            run.finish(
+                bundle,
+                listing,
+                is_new=progress.resumed < progress.images,
+                gallery=gallery,
+                listener=listener,
+            )
+        anomalous = run.anomalous()
     seconds = time.perf_counter() - started
     return ScoreReport(
         output=str(output),
@@ -211,7 +169,7 @@ def score_folder(
         anomalous=anomalous,
         rejected=progress.errors,
         resumed=progress.resumed,
-        threshold=limit,
+        threshold=run.limit,
         stopped=stopped,
         seconds=seconds,
         wait_read=waits.read / seconds,
@@ -263,7 +221,7 @@ class _Progress:
         self._old = self._new = 0
 
 
-def _list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
+def list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
     """Before scoring, since it may change the list of what is scored already."""
     if rescan or listing.is_interrupted:
         with stage(listener, "list", None, "images"):

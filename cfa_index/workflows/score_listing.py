@@ -26,8 +26,8 @@ from cfa_index.files import printable, sha256_of_json
 from cfa_index.images import SUFFIXES
 from cfa_index.places import Entry, Place
 
-FOLDER = "listing"
-_ENDED = f"{FOLDER}/ended.json"
+LISTING = "listing"
+_ENDED = f"{LISTING}/ended.json"
 _SCAN = b"scan"
 _FIELDS: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.int64()),
@@ -96,12 +96,17 @@ class Listing:
         self._source = source
         self._target = target
         self._shard_images = shard_images
-        self._parts = sum(name.endswith(".parquet") for name in target.names(FOLDER))
+        self._parts = sum(name.endswith(".parquet") for name in target.names(LISTING))
         self._known = threading.Condition()
         self._failure: Exception | None = None
         self._stopped = False
         self.total: int | None = None
         """Images of the list, once the walk has ended."""
+
+    @property
+    def parts(self) -> int:
+        """Shards so far."""
+        return self._parts
 
     @property
     def is_whole(self) -> bool:
@@ -172,6 +177,10 @@ class Listing:
         while self._is_there(number):
             yield self._read(number)
             number += 1
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has ended the walk, if it failed."""
         if self._failure is not None:
             raise self._failure
 
@@ -248,30 +257,56 @@ class Listing:
             raise self._damaged(_ENDED, content) from error
 
     def _read(self, number: int) -> Shard:
-        content = self._target.read(_part(number))
-        try:
-            table = pq.read_table(io.BytesIO(content or b""))
-            scan = int((table.schema.metadata or {})[_SCAN])
-            rows = table.select(["path", "size", "mtime_ns", "error"]).to_pylist()
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise self._damaged(_part(number), content) from error
-        return Shard(
-            number=number,
-            first_id=number * self._shard_images,
-            scan=scan,
-            entries=tuple(Entry(**row) for row in rows),
-        )
+        return read_shard(self._target, number, self._shard_images)
 
     def _damaged(self, name: str, content: bytes | None) -> OutputError:
-        return OutputError(
-            expected=f"{name} as it was written in {self._target.uri}",
-            got="no such file" if content is None else "a file that was changed",
-            remedy="give another -o, or delete this one",
-        )
+        return _damaged(self._target, name, content)
+
+
+def read_shard(target: Place, number: int, shard_images: int) -> Shard:
+    """A shard of the list in a target, which may be read by another process than the one that writes it.
+
+    Raises:
+        OutputError: it is not there, or was changed.
+    """
+    content = target.read(_part(number))
+    try:
+        return shard_of(content or b"", number, shard_images)
+    except ValueError as error:
+        raise _damaged(target, _part(number), content) from error
+
+
+def shard_of(content: bytes, number: int, shard_images: int) -> Shard:
+    """A shard from its file. Raises ValueError when it is not one."""
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        scan = int((table.schema.metadata or {})[_SCAN])
+        rows = table.select(["path", "size", "mtime_ns", "error"]).to_pylist()
+    except KeyError as error:
+        raise ValueError(str(error)) from error
+    return Shard(
+        number=number,
+        first_id=number * shard_images,
+        scan=scan,
+        entries=tuple(Entry(**row) for row in rows),
+    )
+
+
+def _damaged(target: Place, name: str, content: bytes | None) -> OutputError:
+    return OutputError(
+        expected=f"{name} as it was written in {target.uri}",
+        got="no such file" if content is None else "a file that was changed",
+        remedy="give another -o, or delete this one",
+    )
+
+
+def shard_file(number: int) -> str:
+    """Name of a shard's file, of its list and of its rows."""
+    return f"part-{number:08d}.parquet"
 
 
 def _part(number: int) -> str:
-    return f"{FOLDER}/part-{number:08d}.parquet"
+    return f"{LISTING}/{shard_file(number)}"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Lost, Workers
@@ -30,10 +28,12 @@ from cfa_index.places import Entry, Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
+from cfa_index.workflows.score_maps import Maps, ShardMaps
+from cfa_index.workflows.score_parts import Parts
 from cfa_index.workflows.score_rows import Scored, score_images
-from cfa_index.workflows.score_target import MapShards, Parts
 
 _BATCHES_AHEAD = 3
+_TILED_AHEAD = 3
 _SHARDS_BEHIND = 2
 
 
@@ -100,7 +100,7 @@ class Pipeline:
     limit: float | None
     source: Place
     parts: Parts
-    maps: MapShards | None
+    maps: Maps | None
     heatmaps: Heatmaps | None
     workers: Workers
     batch_size: int
@@ -118,16 +118,18 @@ class Pipeline:
             DatasetError: the source is missing, or cannot be listed.
         OutputError: something cannot be written; the shards that are written stay.
         """
-        features = self.bundle.manifest.spec.features
-        reads = self.workers.ordered(
-            read_entry, self._tasks(shards, features), window=_BATCHES_AHEAD * self.batch_size
-        )
+        features = self._features
+        reads = self.workers.ordered(read_entry, self._tasks(shards, features), window=self._window)
         writing: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
             for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
                 found = (_pixels(result) for _, result in group)
                 scored = score_images(
-                    self.bundle.scorer, found, batch_size=self.batch_size, size_px=features.size_px
+                    self.bundle.scorer,
+                    found,
+                    features=features,
+                    batch_size=self.batch_size,
+                    keep_maps=self.maps is not None or self.heatmaps is not None,
                 )
                 rows, maps, drawn = self._take(plan, scored)
                 writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
@@ -137,6 +139,15 @@ class Pipeline:
             with self.waits.timed("write"):
                 for future in writing:
                     future.result()
+
+    @property
+    def _features(self) -> FeatureSpec:
+        return self.bundle.manifest.spec.features
+
+    @property
+    def _window(self) -> int:
+        """Images read ahead, and heatmaps behind: a few batches, or a few images where one is many views."""
+        return _TILED_AHEAD if self._features.tile_px else _BATCHES_AHEAD * self.batch_size
 
     def _tasks(
         self, shards: Iterable[Shard], features: FeatureSpec
@@ -173,13 +184,11 @@ class Pipeline:
 
     def _take(
         self, plan: _Plan, scored: Iterator[Scored]
-    ) -> tuple[list[dict[str, Any]], NDArray[np.float32] | None, list[Future[ImageError | Lost | None]]]:
+    ) -> tuple[list[dict[str, Any]], ShardMaps | None, list[Future[ImageError | Lost | None]]]:
         """Rows and maps of a whole shard, and its heatmaps under way."""
         shard = plan.shard
         rows = plan.rows or [{} for _ in shard.entries]
-        maps = None
-        if self.maps is not None:
-            maps = self.maps.read(shard) if plan.rows else self.maps.new()
+        maps = self.maps.of(shard, again=bool(plan.rows)) if self.maps is not None else None
         drawn: list[Future[ImageError | Lost | None]] = []
         for position, result in zip(plan.positions, scored, strict=True):
             entry, image_id = shard.entries[position], shard.first_id + position
@@ -187,10 +196,10 @@ class Pipeline:
             if result.error is not None:
                 self.listener(Notice(message=f"left out: {result.error}"))
             if maps is not None:
-                maps[position] = np.nan if result.anomaly_map is None else result.anomaly_map
+                maps.add(position, result.anomaly_map)
             if self.heatmaps is not None and result.anomaly_map is not None:
                 with self.waits.timed("write"):
-                    _wait_for_room(drawn, _BATCHES_AHEAD * self.batch_size)
+                    _wait_for_room(drawn, self._window)
                 drawn.append(
                     self.workers.submit(
                         self.heatmaps.draw, image_id, entry, result.anomaly_map.copy(), result.frame
@@ -205,7 +214,7 @@ class Pipeline:
         self,
         shard: Shard,
         rows: list[dict[str, Any]],
-        maps: NDArray[np.float32] | None,
+        maps: ShardMaps | None,
         drawn: list[Future[ImageError | Lost | None]],
     ) -> None:
         """Last of all the rows: a shard with rows is done."""
@@ -214,8 +223,8 @@ class Pipeline:
             if problem is not None:  # it was readable a moment ago; its score stands
                 why = problem.reason if isinstance(problem, Lost) else str(problem)
                 self.listener(Notice(message=f"no heatmap: {why}"))
-        if self.maps is not None and maps is not None:
-            self.maps.write(shard, maps)
+        if maps is not None:
+            maps.write()
         self.parts.write(shard, rows)
 
 

@@ -27,7 +27,8 @@ from cfa_index.report import (
 )
 from cfa_index.workflows.query import query, query_picture
 from cfa_index.workflows.score_listing import Listing
-from cfa_index.workflows.score_target import CSV_FILE, PARTS, Parts
+from cfa_index.workflows.score_parts import PARTS, Parts
+from cfa_index.workflows.score_target import CSV_FILE
 
 REPORT_FILE = "report.html"
 _PICTURES = "report"

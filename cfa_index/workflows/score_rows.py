@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.images import Frame, Views
+from cfa_index.images import Frame, MapJoiner, Views, stitcher_of
 from cfa_index.scorer import Scorer
-
-_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("image_id", pa.int64()),
-    ("uri", pa.string()),
-    ("score", pa.float32()),
-    ("is_anomalous", pa.bool_()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("error", pa.string()),
-    ("model_sha", pa.string()),
-]
-ROWS = pa.schema(_FIELDS)
-"""A row an image; score, width and height are null where there is an error."""
+from cfa_index.specs import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +22,8 @@ class Scored:
 
     Attributes:
         score: raw, larger is more anomalous; None with an error.
-        anomaly_map: (S, S) float32 in network pixels; None with an error.
+        anomaly_map: (S, S) float32 in network pixels, or (H', W') of all tiles; None with an error, or where
+            it is not kept.
         frame: how they lie in the source; None with an error.
         error: why there is no score.
     """
@@ -59,42 +48,88 @@ class Scored:
 
 
 def score_images(
-    scorer: Scorer, reads: Iterable[Views | str], *, batch_size: int, size_px: int
+    scorer: Scorer,
+    reads: Iterable[Views | str],
+    *,
+    features: FeatureSpec,
+    batch_size: int,
+    keep_maps: bool,
 ) -> Iterator[Scored]:
-    """Score images in batches of one size, so that an image's score does not depend on what failed around it.
+    """Score images in batches of one size, so that a score does not depend on what failed around it.
 
     Args:
         scorer: of the model.
-        reads: what was read of each image, or why it could not be; taken a batch at a time.
-        batch_size: images a forward pass; the last is filled with black ones, as is the place of one without
-            pixels.
-        size_px: S.
+        reads: what was read of each image, or why it could not be; taken as they are needed.
+        features: of the model.
+        batch_size: views a forward pass; the last is filled with black ones, as is the place of an image that
+            could not be read.
+        keep_maps: whether results have maps. That of an image with tiles is as large as the image.
 
     Returns:
         An iterator of one result an image, in order.
     """
-    pixels = torch.zeros((batch_size, 3, size_px, size_px), dtype=torch.uint8)
-    waiting: list[Views | str] = []
-
-    def scored() -> Iterator[Scored]:
-        if any(isinstance(read, Views) for read in waiting):
-            frames = [read.frames[0] for read in waiting if isinstance(read, Views)]
-            whole = [read.frames[0] if isinstance(read, Views) else frames[0] for read in waiting]
-            whole += [frames[0]] * (batch_size - len(whole))
+    side = features.size_px
+    pinned = scorer.bank.device.type == "cuda"  # so that the copy to the card is no detour
+    pixels = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8, pin_memory=pinned)
+    squares = _squares(reads)
+    parts: _Parts | None = None
+    while batch := list(islice(squares, batch_size)):
+        shown = [views.frames[number] for views, number in batch if isinstance(views, Views)]
+        if shown:
             for slot in range(batch_size):
-                read = waiting[slot] if slot < len(waiting) else ""
-                pixels[slot] = torch.from_numpy(read.pixels[0]) if isinstance(read, Views) else 0
-            result = scorer.score_pixels(pixels, whole)
-            scores, maps = result.scores.tolist(), result.maps.cpu().numpy()
-        for slot, read in enumerate(waiting):
-            if isinstance(read, Views):
-                yield Scored(score=scores[slot], anomaly_map=maps[slot], frame=read.frames[0])
-            else:
-                yield Scored(error=read)
+                views, number = batch[slot] if slot < len(batch) else ("", 0)
+                pixels[slot] = torch.from_numpy(views.pixels[number]) if isinstance(views, Views) else 0
+            frames = [
+                views.frames[number] if isinstance(views, Views) else shown[0] for views, number in batch
+            ]
+            frames += [shown[0]] * (batch_size - len(frames))
+            maps = scorer.score_pixels(pixels, frames).maps.cpu().numpy()
+        for slot, (views, number) in enumerate(batch):
+            if not isinstance(views, Views):
+                yield Scored(error=views)
+                continue
+            if parts is None:
+                parts = _Parts(views, features, keep_maps)
+            parts.add(maps[slot])
+            if number + 1 == len(views.frames):
+                yield parts.scored()
+                parts = None
 
+
+def _squares(reads: Iterable[Views | str]) -> Iterator[tuple[Views | str, int]]:
+    """Every view of every image, and one for an image without any."""
     for read in reads:
-        waiting.append(read)
-        if len(waiting) == batch_size:
-            yield from scored()
-            waiting = []
-    yield from scored()
+        for number in range(len(read.frames) if isinstance(read, Views) else 1):
+            yield read, number
+
+
+class _Parts:
+    """The maps of one image's views on their way to its result."""
+
+    def __init__(self, views: Views, features: FeatureSpec, keep_map: bool) -> None:
+        self._views = views
+        self._features = features
+        self._whole: NDArray[np.float32] | None = None  # of the only view, without tiles
+        width, height = views.frames[0].source_width, views.frames[0].source_height
+        self._joiner = MapJoiner(width, height, features) if features.tile_px and keep_map else None
+        self._stitcher = stitcher_of(width, height, features) if features.tile_px and not keep_map else None
+
+    def add(self, view_map: NDArray[np.float32]) -> None:
+        """Add the map (S, S) of the next view."""
+        if self._joiner is not None:
+            self._joiner.add(view_map)
+        elif self._stitcher is not None:
+            self._stitcher.add(view_map)
+        else:
+            self._whole = view_map
+
+    def scored(self) -> Scored:
+        """The result, once all maps are there."""
+        frame = self._views.frames[0]
+        if self._joiner is not None:
+            found = self._joiner.result()
+            return Scored(score=found.score, anomaly_map=found.pixels, frame=found.frame)
+        if self._stitcher is not None:
+            return Scored(score=self._stitcher.score, frame=frame)
+        assert self._whole is not None, "an image has a view"
+        return Scored(score=float(self._whole.max()), anomaly_map=self._whole, frame=frame)

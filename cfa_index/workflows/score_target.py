@@ -1,31 +1,21 @@
-"""The target of a run: whose it is, and the scores that are there, a part a shard."""
+"""The target of a run: whose it is, the maps that are there, and the table that is made at the end."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from cfa_index.errors import OutputError
 from cfa_index.files import json_text
 from cfa_index.places import LocalPlace, Place
-from cfa_index.store import METADATA_FILE, maps_file, maps_metadata, maps_shard, read_maps_shard
-from cfa_index.workflows.score_listing import Shard, parquet_bytes
-from cfa_index.workflows.score_rows import ROWS
+from cfa_index.workflows.score_parts import ROWS, Parts
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
 CSV_FILE = "scores.csv"
-PARTS = "parts"
-_LISTED = b"listed"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins so is a formula to a spreadsheet."""
 
@@ -75,83 +65,6 @@ def claim(target: Place, settings: Mapping[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The scores in a target.
-
-    Attributes:
-        target: where they are.
-    """
-
-    target: Place
-
-    def read(self, shard: Shard) -> pa.Table | None:
-        """The rows of a shard, if they are there and were made of what the shard lists now."""
-        table = self._table(_part(shard.number))
-        if table is None or (table.schema.metadata or {}).get(_LISTED) != shard.fingerprint.encode():
-            return None
-        return table
-
-    def write(self, shard: Shard, rows: list[dict[str, Any]]) -> None:
-        """The rows of a shard, whole. Raises OutputError."""
-        table = pa.Table.from_pylist(rows, schema=ROWS)
-        self.target.write(
-            _part(shard.number), parquet_bytes(table.replace_schema_metadata({_LISTED: shard.fingerprint}))
-        )
-
-    def tables(self) -> Iterator[pa.Table]:
-        """All parts in order, one at a time."""
-        for name in self.target.names(PARTS):
-            table = self._table(f"{PARTS}/{name}")
-            if table is not None:
-                yield table
-
-    def _table(self, name: str) -> pa.Table | None:
-        content = self.target.read(name)
-        if content is None:
-            return None
-        try:
-            table = pq.read_table(io.BytesIO(content))
-        except (OSError, pa.ArrowInvalid):  # not what we wrote: made again
-            return None
-        return table if table.schema.names == ROWS.names else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapShards:
-    """The maps in a target: a Zarr array with a shard for each part.
-
-    Attributes:
-        target: where they are.
-        shard_images: images a shard.
-        size_px: S.
-    """
-
-    target: Place
-    shard_images: int
-    size_px: int
-
-    def read(self, shard: Shard) -> NDArray[np.float32]:
-        """Those of a shard that an earlier run left, (shard_images, S, S) float32; NaN where there is none."""
-        content = self.target.read(f"maps/{maps_file(shard.number)}")
-        if content is None:
-            return self.new()
-        return read_maps_shard(content, shard_images=self.shard_images, size_px=self.size_px)
-
-    def new(self) -> NDArray[np.float32]:
-        """Room for those of a shard: (shard_images, S, S) float32, all NaN."""
-        return np.full((self.shard_images, self.size_px, self.size_px), np.nan, dtype=np.float32)
-
-    def write(self, shard: Shard, maps: NDArray[np.float32]) -> None:
-        """The maps of a shard, whole. Raises OutputError."""
-        self.target.write(f"maps/{maps_file(shard.number)}", maps_shard(maps))
-
-    def finish(self, images: int) -> None:
-        """Let the array end behind the last id. Raises OutputError."""
-        content = maps_metadata(images, shard_images=self.shard_images, size_px=self.size_px)
-        self.target.write(f"maps/{METADATA_FILE}", content)
-
-
 def write_csv(parts: Parts) -> None:
     """scores.csv from the parts, one at a time; no cell is a formula. Raises OutputError."""
     with parts.target.create(CSV_FILE) as handle:
@@ -169,7 +82,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA):
         return "'" + value
     return "" if value is None else value
-
-
-def _part(number: int) -> str:
-    return f"{PARTS}/part-{number:08d}.parquet"

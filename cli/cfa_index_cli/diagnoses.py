@@ -32,7 +32,7 @@ def show(diagnosis: Diagnosis, out: Session) -> None:
     out.say(f"    {advice.command}")
     if advice.images_per_s:
         rates = ", ".join(f"{rate:.1f} ({_KINDS[kind]})" for kind, rate in advice.images_per_s.items())
-        out.say(f"Expected images/s, with a bank of gamma 1/4: {rates}")
+        out.say(f"Expected images/s, with a model of the recommended sizes: {rates}")
     if not diagnosis.is_usable:
         out.say("A run would fail here: see the problems above")
 
@@ -91,11 +91,11 @@ def _rates(diagnosis: Diagnosis) -> Iterator[list[str]]:
     for kind, rate in measured.decoded_per_s.items():
         yield [f"decode a {_KINDS[kind]}, one core", _rate(rate)]
     where = f"{measured.threads} threads" if measured.device == "cpu" else measured.device
+    batch = f"batch {measured.batch_size}, {where}"
     for precision, rate in measured.forward_per_s.items():
-        yield [
-            f"{measured.backbone} in {precision}, {measured.size_px} px, batch {measured.batch_size}, {where}",
-            _rate(rate),
-        ]
+        yield [f"{measured.backbone} alone, {precision}, {batch}", _rate(rate)]
+    for precision, rate in measured.scored_per_s.items():
+        yield [f"pixels to score, {precision}, {batch}", _rate(rate)]
 
 
 def _rate(rate: float | None) -> str:

@@ -438,6 +438,19 @@ def test_paths_strings_and_bytes_are_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(as_image(source)), COLOUR)
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
+def test_an_image_outlives_its_file(file_format: str, tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(encoded(Image.fromarray(COLOUR), file_format))
+    image = decode(file)
+    expected = np.array(decode(file.read_bytes()))
+    file.write_bytes(bytes(file.stat().st_size))
+    assert np.array_equal(np.array(image), expected)
+    assert np.array_equal(np.array(image.copy().resize((5, 6))), expected)
+    image.putpixel((0, 0), (1, 2, 3))
+    assert (image.mode, image.info, image.getpixel((0, 0))) == ("RGB", {}, (1, 2, 3))
+
+
 def test_nothing_is_shared_with_the_caller() -> None:
     for start in (COLOUR.copy(), GREY.copy(), np.dstack([COLOUR, GREY])):
         array = start.copy()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfa_index_cli import model_options as m, options as o
+from cfa_index.specs import ModelSpec
+from cfa_index_cli import engines as e, model_options as m, options as o
 
 if TYPE_CHECKING:
-    from cfa_index import BuildReport, GoodImages
+    from cfa_index import Backbone, BuildReport, GoodImages, Listener
 
 
 _DEFAULTS = o.RECOMMENDED
@@ -159,6 +161,9 @@ def build_command(
     ] = True,
     device: o.Device = "auto",
     threads: o.Threads = None,
+    engine: e.CategoriesEngine = e.EngineName.LOCAL,
+    gpus_per_actor: e.GpusPerActor = 0.0,
+    ray_address: e.RayAddress = None,
     json_file: o.Json = None,
     events: o.Events = None,
     config: o.Config = None,
@@ -181,6 +186,8 @@ def build_command(
 
         cfa-index build -c panel --tile 224 --overlap 32
 
+        cfa-index build -c all --engine ray --threads 4
+
         cfa-index build -c cable --method full --budget-memory 64MiB --budget-latency 20ms
     """
     del config  # its callback has done the work
@@ -194,7 +201,7 @@ def build_command(
         raise typer.BadParameter(f"give {' or '.join(sized_by)}, not both")
     if method is o.MethodName.FULL and sized_by:
         raise typer.BadParameter(f"--method full keeps every patch: leave out {sized_by[0]}")
-    from cfa_index import backbone_entry, build, preset as named, resolve_device, set_threads
+    from cfa_index import RayCluster, backbone_entry, preset as named, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
     from cfa_index_cli.indexes import show_trials
@@ -240,29 +247,78 @@ def build_command(
         network = m.network_of(spec, weights)
         o.warn_random(network.origin, out.say)
 
-        def build_one(name: str) -> BuildReport:
-            report = build(
-                _good_images(name, normals, data_root),
-                spec,
-                backbone=network,
-                models_dir=models_dir,
-                features_dir=features_dir,
-                device=resolve_device(device),
-                threads=threads or 2,
-                embed_weights=embed_weights,
-                listener=out.listener,
-            )
+        work = _Build(
+            spec=spec,
+            weights=weights,
+            normals=normals,
+            data_root=data_root,
+            models_dir=models_dir,
+            features_dir=features_dir,
+            device=device,
+            threads=threads,
+            embed_weights=embed_weights,
+        )
+
+        def show(name: str, report: BuildReport) -> None:
             if len(report.trials) > 1:
                 show_trials(out, name, report.trials)
             out.say(_summary(report))
+
+        def build_one(name: str) -> BuildReport:
+            report = work.with_network(name, network, out.listener)
+            show(name, report)
             return report
 
-        reports, failed = each_category(names, build_one, out.say)
+        if engine is e.EngineName.RAY and len(names) > 1:
+            cluster = RayCluster(
+                address=ray_address, cpus_per_actor=threads or 1, gpus_per_actor=gpus_per_actor
+            )
+            reports, failed = e.each_category_on_ray(names, work, show, out, cluster)
+        else:
+            reports, failed = each_category(names, build_one, out.say)
     write_document(json_file, o.one_or_many([_document(report) for report in reports], len(names)))
     if failed:
         raise typer.Exit(1)
     if any(report.rejected for report in reports):
         raise typer.Exit(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Build:
+    """Builds a category, in whichever process; the fields are the command's options."""
+
+    spec: ModelSpec
+    weights: str | None
+    normals: Path | None
+    data_root: Path
+    models_dir: Path
+    features_dir: Path
+    device: str
+    threads: int | None
+    embed_weights: bool
+
+    def __call__(self, name: str) -> BuildReport:
+        """In a process of its own, on one thread unless told otherwise."""
+        from cfa_index import ignore, set_threads
+
+        set_threads(self.threads or 1)
+        return self.with_network(name, m.network_of(self.spec, self.weights), ignore)
+
+    def with_network(self, name: str, network: Backbone, listener: Listener) -> BuildReport:
+        """With a backbone that is loaded already."""
+        from cfa_index import build, resolve_device
+
+        return build(
+            _good_images(name, self.normals, self.data_root),
+            self.spec,
+            backbone=network,
+            models_dir=self.models_dir,
+            features_dir=self.features_dir,
+            device=resolve_device(self.device),
+            threads=self.threads or 2,
+            embed_weights=self.embed_weights,
+            listener=listener,
+        )
 
 
 def _ratio(text: str | None) -> float | None:

@@ -43,10 +43,18 @@ def doctor_command(
         cfa-index doctor --quick --output /data/scores --json -
     """
     del config
-    from cfa_index import examine, set_threads
+    from cfa_index.errors import CfaIndexError
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.diagnoses import show
 
+    try:  # what this command is there to tell must not be a traceback
+        from cfa_index import examine, set_threads
+    except ImportError as error:
+        raise CfaIndexError(
+            expected="the libraries that cfa-index needs",
+            got=str(error),
+            remedy="pip install --force-reinstall cfa-index",
+        ) from error
     if threads is not None:
         set_threads(threads)
     folders = {"models": models_dir, "features": features_dir}

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from cfa_index_cli import options as o
+from cfa_index_cli import engines as e, options as o
 
 READING, GOING_ON = "Reading", "Going on"
 _WORKERS_AT_MOST = 8
 
 
 def score_command(
-    folder: Annotated[Path, typer.Argument(help="Searched for images, its subfolders too.")],
+    folder: Annotated[
+        str, typer.Argument(help="Searched for images, its subfolders too; or s3://BUCKET/PREFIX (extra s3).")
+    ],
     category: o.OneCategory,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Target folder: scores.csv, parts/*.parquet, report.html.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Target, a folder or s3://BUCKET/PREFIX: report.html, scores.csv, parts/*.parquet.",
+        ),
     ],
     models_dir: o.ModelsDir = o.MODELS_DIR,
     threshold: o.ThresholdValue = None,
@@ -99,6 +106,10 @@ def score_command(
             rich_help_panel=o.RUN,
         ),
     ] = False,
+    engine: e.ScoreEngine = e.EngineName.LOCAL,
+    actors: e.Actors = 1,
+    gpus_per_actor: e.GpusPerActor = 0.0,
+    ray_address: e.RayAddress = None,
     weights: o.BundleWeights = None,
     rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
@@ -117,9 +128,19 @@ def score_command(
     Example:
 
         cfa-index score night_shift/ --category cable -o scores --heatmaps
+
+        cfa-index score s3://line-3/night -c cable -o s3://line-3/scores --engine ray --actors 4
     """
     del config
-    from cfa_index import ModelBundle, reuse_freed_memory, score_folder, set_threads, usable_cores
+    from cfa_index import (
+        ModelBundle,
+        RayCluster,
+        reuse_freed_memory,
+        score_folder,
+        score_folder_on_ray,
+        set_threads,
+        usable_cores,
+    )
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.stopping import stopping
 
@@ -137,8 +158,27 @@ def score_command(
         )
         o.warn_random(bundle.manifest.weights, out.say)
         with stopping(out.say) as stop:
+            score = partial(
+                score_folder,
+                workers=min(usable_cores(), _WORKERS_AT_MOST) if workers is None else workers,
+                time_limit_s=time_limit,
+            )
+            if engine is e.EngineName.RAY:
+                score = partial(
+                    score_folder_on_ray,
+                    cluster=RayCluster(
+                        address=ray_address,
+                        actors=actors,
+                        cpus_per_actor=threads or 1,
+                        gpus_per_actor=gpus_per_actor,
+                    ),
+                    device=device,
+                    weights=weights,
+                    rebuild_index=rebuild_index,
+                    compiled=compiled,
+                )
             try:
-                report = score_folder(
+                report = score(
                     bundle,
                     folder,
                     output,
@@ -148,8 +188,6 @@ def score_command(
                     batch_size=batch_size,
                     shard_images=shard_images,
                     max_pixels=max_pixels,
-                    workers=min(usable_cores(), _WORKERS_AT_MOST) if workers is None else workers,
-                    time_limit_s=time_limit,
                     rescan=rescan,
                     retry_errors=retry_errors,
                     gallery=gallery if report_page else None,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cfa_index.specs import LARGEST_SEED
-from cfa_index_cli import options as o
+from cfa_index_cli import engines as e, options as o
+
+if TYPE_CHECKING:
+    from cfa_index import Listener, TrainReport
+    from cfa_index_cli.console import Session
 
 _DEFAULTS = o.RECOMMENDED.train
 _with_default = partial(o.with_default, owner="the model")
@@ -87,6 +93,9 @@ def train_command(
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
+    engine: e.CategoriesEngine = e.EngineName.LOCAL,
+    gpus_per_actor: e.GpusPerActor = 0.0,
+    ray_address: e.RayAddress = None,
     json_file: o.Json = None,
     events: o.Events = None,
     config: o.Config = None,
@@ -102,17 +111,19 @@ def train_command(
     Example:
 
         cfa-index train --category cable --epochs 4
+
+        cfa-index train --category all --engine ray
     """
     del config
     from cfa_index import (
+        RayCluster,
         current_generation,
         list_models,
         read_manifest,
         reuse_freed_memory,
         set_threads,
-        train,
     )
-    from cfa_index_cli.console import percent, session, write_document
+    from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
 
     given: dict[str, Any] = {
@@ -131,68 +142,128 @@ def train_command(
     if threads is not None:
         set_threads(threads)
     with session(events) as out:
+        work = _Train(
+            given=given,
+            models_dir=models_dir,
+            features_dir=features_dir,
+            seed=seed,
+            device=device,
+            threads=threads,
+            weights=weights,
+            keep_epochs=keep_epochs,
+        )
 
-        def train_one(name: str) -> dict[str, Any]:
-            before = read_manifest(current_generation(models_dir / name))
-            o.warn_random(before.weights, out.say)
-            spec = replace(before.spec.train, **{k: v for k, v in given.items() if v is not None})
-            report = train(
-                models_dir,
-                name,
-                spec,
-                features_dir=features_dir,
-                seed=seed,
-                device=device,
-                weights=weights,
-                keep_epochs=keep_epochs,
-                listener=out.listener,
-            )
-            threshold = report.manifest.threshold
-            out.table(
-                f"{name}: generation {report.manifest.generation}"
-                + (f", threshold {threshold.value:.4g}" if threshold else ""),
-                ["epoch", "L_att", "L_rep", "radius", "distance", "seconds"],
-                [
-                    [
-                        str(row.epoch),
-                        f"{row.attraction:.4g}",
-                        f"{row.repulsion:.4g}",
-                        f"{row.radius:.4g}",
-                        f"{row.neighbor_distance:.4g}",
-                        f"{row.seconds:.1f}",
-                    ]
-                    for row in report.log
-                ],
-            )
-            if report.trials:
-                out.table(
-                    f"{name}: chosen by synthetic defects, epoch {report.epoch} of {len(report.log)}",
-                    ["", "tried", "synthetic AUROC", "gain, 95% interval", "kept"],
-                    [
-                        [
-                            trial.axis,
-                            trial.choice,
-                            percent(trial.synthetic_auroc),
-                            f"{100 * trial.gain:+.2f} ({100 * trial.gain_low:+.2f} .. {100 * trial.gain_high:+.2f})",
-                            "yes" if trial.kept else "",
-                        ]
-                        for trial in report.trials
-                    ],
-                )
-            return {
-                "schema_version": 1,
-                "category": name,
-                "generation": report.manifest.generation,
-                "path": str(report.path),
-                "threshold": threshold.value if threshold else None,
-                "epochs": [row.__dict__ for row in report.log],
-                "epoch": report.epoch,
-                "trials": [trial.__dict__ for trial in report.trials],
-                "spec": report.manifest.spec.to_dict(),
-            }
+        def train_one(name: str) -> TrainReport:
+            o.warn_random(read_manifest(current_generation(models_dir / name)).weights, out.say)
+            report = work.told(name, out.listener)
+            _show(out, name, report)
+            return report
+
+        def show(name: str, report: TrainReport) -> None:
+            o.warn_random(report.manifest.weights, out.say)
+            _show(out, name, report)
 
         names = list_models(models_dir) if category == "all" else [category]
-        documents, failed = each_category(names, train_one, out.say)
+        if engine is e.EngineName.RAY and len(names) > 1:
+            cluster = RayCluster(
+                address=ray_address, cpus_per_actor=threads or 1, gpus_per_actor=gpus_per_actor
+            )
+            reports, failed = e.each_category_on_ray(names, work, show, out, cluster)
+        else:
+            reports, failed = each_category(names, train_one, out.say)
+    documents = [_document(report) for report in reports]
     write_document(json_file, o.one_or_many(documents, len(names)))
     if failed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Train:
+    """Trains a category, in whichever process; `given` are the settings that were, the rest are options."""
+
+    given: Mapping[str, Any]
+    models_dir: Path
+    features_dir: Path
+    seed: int | None
+    device: str
+    threads: int | None
+    weights: Path | None
+    keep_epochs: bool
+
+    def __call__(self, name: str) -> TrainReport:
+        """In a process of its own, on one thread unless told otherwise."""
+        from cfa_index import ignore, reuse_freed_memory, set_threads
+
+        reuse_freed_memory()
+        set_threads(self.threads or 1)
+        return self.told(name, ignore)
+
+    def told(self, name: str, listener: Listener) -> TrainReport:
+        """With someone who is told of progress."""
+        from cfa_index import current_generation, read_manifest, train
+
+        before = read_manifest(current_generation(self.models_dir / name))
+        given = {setting: value for setting, value in self.given.items() if value is not None}
+        return train(
+            self.models_dir,
+            name,
+            replace(before.spec.train, **given),
+            features_dir=self.features_dir,
+            seed=self.seed,
+            device=self.device,
+            weights=self.weights,
+            keep_epochs=self.keep_epochs,
+            listener=listener,
+        )
+
+
+def _show(out: Session, name: str, report: TrainReport) -> None:
+    from cfa_index_cli.console import percent
+
+    threshold = report.manifest.threshold
+    out.table(
+        f"{name}: generation {report.manifest.generation}"
+        + (f", threshold {threshold.value:.4g}" if threshold else ""),
+        ["epoch", "L_att", "L_rep", "radius", "distance", "seconds"],
+        [
+            [
+                str(row.epoch),
+                f"{row.attraction:.4g}",
+                f"{row.repulsion:.4g}",
+                f"{row.radius:.4g}",
+                f"{row.neighbor_distance:.4g}",
+                f"{row.seconds:.1f}",
+            ]
+            for row in report.log
+        ],
+    )
+    if report.trials:
+        out.table(
+            f"{name}: chosen by synthetic defects, epoch {report.epoch} of {len(report.log)}",
+            ["", "tried", "synthetic AUROC", "gain, 95% interval", "kept"],
+            [
+                [
+                    trial.axis,
+                    trial.choice,
+                    percent(trial.synthetic_auroc),
+                    f"{100 * trial.gain:+.2f} ({100 * trial.gain_low:+.2f} .. {100 * trial.gain_high:+.2f})",
+                    "yes" if trial.kept else "",
+                ]
+                for trial in report.trials
+            ],
+        )
+
+
+def _document(report: TrainReport) -> dict[str, Any]:
+    threshold = report.manifest.threshold
+    return {
+        "schema_version": 1,
+        "category": report.manifest.category,
+        "generation": report.manifest.generation,
+        "path": str(report.path),
+        "threshold": threshold.value if threshold else None,
+        "epochs": [row.__dict__ for row in report.log],
+        "epoch": report.epoch,
+        "trials": [trial.__dict__ for trial in report.trials],
+        "spec": report.manifest.spec.to_dict(),
+    }

@@ -1,9 +1,4 @@
-"""Where images are read from and results are written to: a folder, or a prefix of an object store.
-
-A path below a place is bytes, as the file system has it, with forward slashes. Images are listed in ascending
-order of these bytes, which is the order of an object store, too: so a listing goes on after any path, and two
-listings can be merged.
-"""
+"""A folder, where images lie and results go."""
 
 from __future__ import annotations
 
@@ -13,78 +8,18 @@ import os
 import socket
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from cfa_index.errors import DatasetError, OutputError
 from cfa_index.files import atomic_path, is_temporary, printable, take_lock, write_bytes, writing
+from cfa_index.places.place import Entry, has_suffix
 
 _HELD = 65_536
 """Names of one folder that are sorted in memory; of a larger one, sorted runs of so many lie in a file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A file that is named like an image, or a folder that cannot be read.
-
-    Attributes:
-        path: below the place; ends with a slash for a folder.
-        size: in bytes; -1 where it cannot be looked at.
-        mtime_ns: time of the last change, nanoseconds since 1970; -1 where it is not known.
-        error: why a folder cannot be read; empty for a file.
-    """
-
-    path: bytes
-    size: int
-    mtime_ns: int
-    error: str = ""
-
-
-class Place(Protocol):
-    """What a source of images and a target of results can do. It can be sent to another process."""
-
-    @property
-    def uri(self) -> str:
-        """How settings and messages call it."""
-
-    def require(self) -> None:
-        """Raise DatasetError when the place is not there."""
-
-    def walk(self, suffixes: frozenset[str], after: bytes = b"") -> Iterator[Entry]:
-        """Files with one of the suffixes, at any depth, ascending by path, those beyond `after`.
-
-        Memory does not depend on their number. Hidden entries are left out.
-
-        Raises:
-            DatasetError: the place is missing or cannot be read.
-        """
-
-    def source(self, path: bytes) -> Path | bytes:
-        """What `decode` takes for a file: its path, or its content."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all. Raises OutputError."""
-
-    def create(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """A file to write in the body: there when the body ends, and not there when it fails. Raises OutputError."""
-
-    def read(self, name: str) -> bytes | None:
-        """Content of a file, None where there is none. Raises OutputError."""
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted names of the visible files in a folder below the place; none where it is missing."""
-
-    def remove(self, name: str) -> None:
-        """Delete a file if it is there. Raises OutputError."""
-
-    def sweep(self) -> None:
-        """Delete what processes that were killed left half-written. Raises OutputError."""
-
-    def held(self, name: str) -> AbstractContextManager[None]:
-        """A context in which this process alone works here; `name` is the lock's. Raises OutputError."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +128,6 @@ class LocalPlace:
         )
 
 
-def open_place(where: Path | str) -> Place:
-    """The place of a path or URI."""
-    return LocalPlace(Path(where))
-
-
 def _walk(root: bytes, first: Iterator[bytes], suffixes: frozenset[str], after: bytes) -> Iterator[Entry]:
     # A stack of its own: a tree may be deeper than Python's recursion.
     levels = [(b"", first)]
@@ -217,17 +147,12 @@ def _walk(root: bytes, first: Iterator[bytes], suffixes: frozenset[str], after: 
                 if path > after:
                     reason = f"expected a folder that can be read, got {error.strerror or error}"
                     yield Entry(path=path, size=-1, mtime_ns=-1, error=reason)
-        elif path > after and _has_suffix(path, suffixes):
+        elif path > after and has_suffix(path, suffixes):
             try:
                 found = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118
                 yield Entry(path=path, size=found.st_size, mtime_ns=found.st_mtime_ns)
             except OSError:
                 yield Entry(path=path, size=-1, mtime_ns=-1)
-
-
-def _has_suffix(path: bytes, suffixes: frozenset[str]) -> bool:
-    name = os.fsdecode(path)
-    return name[name.rfind(".") :].lower() in suffixes
 
 
 def _keys(folder: bytes, suffixes: frozenset[str]) -> Iterator[bytes]:
@@ -237,7 +162,7 @@ def _keys(folder: bytes, suffixes: frozenset[str]) -> Iterator[bytes]:
         runs: list[IO[bytes]] = []
         for entry in entries:
             if not entry.name.startswith(b"."):
-                enter = entry.is_dir(follow_symlinks=False) and not _has_suffix(entry.name, suffixes)
+                enter = entry.is_dir(follow_symlinks=False) and not has_suffix(entry.name, suffixes)
                 some.append(entry.name + b"/" if enter else entry.name)
             if len(some) >= _HELD:
                 runs.append(_run(some))

@@ -1,0 +1,78 @@
+"""The scores in a target, a part a shard; what a process imports of it has no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cfa_index.places import Place
+from cfa_index.workflows.score_listing import Shard, parquet_bytes, shard_file
+
+PARTS = "parts"
+_LISTED = b"listed"
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("image_id", pa.int64()),
+    ("uri", pa.string()),
+    ("score", pa.float32()),
+    ("is_anomalous", pa.bool_()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("error", pa.string()),
+    ("model_sha", pa.string()),
+]
+ROWS = pa.schema(_FIELDS)
+"""A row an image; score, width and height are null where there is an error."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The scores in a target.
+
+    Attributes:
+        target: where they are.
+    """
+
+    target: Place
+
+    def read(self, shard: Shard) -> pa.Table | None:
+        """The rows of a shard, if they are there and were made of what the shard lists now."""
+        table = self._table(f"{PARTS}/{shard_file(shard.number)}")
+        if table is None or (table.schema.metadata or {}).get(_LISTED) != shard.fingerprint.encode():
+            return None
+        return table
+
+    def write(self, shard: Shard, rows: list[dict[str, Any]]) -> None:
+        """The rows of a shard, whole. Raises OutputError."""
+        self.put(shard.number, rows_bytes(shard, rows))
+
+    def put(self, number: int, content: bytes) -> None:
+        """The file of a shard's rows. Raises OutputError."""
+        self.target.write(f"{PARTS}/{shard_file(number)}", content)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All parts in order, one at a time."""
+        for name in self.target.names(PARTS):
+            table = self._table(f"{PARTS}/{name}")
+            if table is not None:
+                yield table
+
+    def _table(self, name: str) -> pa.Table | None:
+        content = self.target.read(name)
+        if content is None:
+            return None
+        try:
+            table = pq.read_table(io.BytesIO(content))
+        except (OSError, pa.ArrowInvalid):  # not what we wrote: made again
+            return None
+        return table if table.schema.names == ROWS.names else None
+
+
+def rows_bytes(shard: Shard, rows: list[dict[str, Any]]) -> bytes:
+    """The file of a shard's rows; it says what the shard listed then."""
+    table = pa.Table.from_pylist(rows, schema=ROWS)
+    return parquet_bytes(table.replace_schema_metadata({_LISTED: shard.fingerprint}))
