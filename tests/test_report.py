@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from cfa_index.errors import OutputError
-from cfa_index.images import frame_of
+from cfa_index.images import frame_of, map_frame
 from cfa_index.report import PatchPicture, context_box, heat_colours, overlay, query_panel, save_picture
 from cfa_index.specs import FeatureSpec, Geometry
 
@@ -54,6 +54,18 @@ def test_large_images_are_shown_small() -> None:
     image = Image.new("RGB", (4000, 1000))
     frame = frame_of(4000, 1000, FeatureSpec())
     assert overlay(image, hot_corner(), frame, None).size == (1024, 256)
+
+
+def test_a_peak_of_a_large_map_is_not_lost_in_a_small_picture() -> None:
+    tiles = FeatureSpec(tile_px=224, overlap_px=32)
+    peak = np.zeros((1500, 4096), np.float32)
+    peak[701, 1003] = 10.0  # between the pixels that a picture of 1,024 would read
+    image = Image.new("RGB", (4096, 1500), (90, 90, 90))
+    picture = np.asarray(overlay(image, peak, map_frame(4096, 1500, tiles), 5.0)).astype(int)
+    assert picture.shape == (375, 1024, 3)
+    hot = np.abs(picture - 90).sum(axis=2) > 30
+    assert hot[701 // 4, 1003 // 4]
+    assert hot.sum() <= 9
 
 
 def test_without_a_threshold_a_flat_map_is_fine() -> None:
