@@ -263,6 +263,8 @@ FORMULAS = (
     ",=1.png",
     ";=1.png",
     "＝1.png",
+    "\x1b]0;title\x07\x1b[2J.png",
+    "\x9b2J.png",
 )
 
 
@@ -276,7 +278,9 @@ def test_no_cell_of_the_table_is_a_formula(scorable: Workplace, tmp_path: Path) 
         sub.mkdir()
         (sub / "x.png").write_bytes(b"=1+1")
     job = Job(place=scorable, folder=folder, out=tmp_path / "out")
-    assert job.run().code == 3
+    outcome = job.run()
+    assert outcome.code == 3
+    assert all(sign.isprintable() or sign == "\n" for sign in outcome.err), "a name reaches the terminal"
     uris = [row["uri"] for row in batch.rows(job.out)]
     assert len(uris) == 2 * len(FORMULAS)
     cells = [line["uri"] for line in batch.table(job.out)]
@@ -286,7 +290,7 @@ def test_no_cell_of_the_table_is_a_formula(scorable: Workplace, tmp_path: Path) 
     assert len(set(cells)) == len(uris)
     for line in batch.table(job.out):
         for column in ("uri", "error"):
-            assert line[column][:1] not in ("=", "+", "-", "@", "\t", "\r", "\n"), line
+            assert line[column][:1] not in tuple("=+-@＝＋－＠\t\r\n"), line
         float(line["score"] or 0)  # numbers are not escaped, a minus is none of a formula's
 
 

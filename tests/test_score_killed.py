@@ -95,17 +95,19 @@ def test_fifty_random_moments(unbroken: Job, tmp_path: Path, seed: int) -> None:
 
 @contextmanager
 def upon_workers(number: signal.Signals, out: Path, times: int = 1) -> Iterator[list[int]]:
-    """Send a signal to a decode worker of this process whenever another part is there; gives whom it hit."""
+    """Send a signal to a decode worker of this process now and then; gives whom it hit.
+
+    Seven parts lie between two of them, more than are under way at a time: no image is hit twice.
+    """
     hit: list[int] = []
     ended = threading.Event()
 
     def watch() -> None:
-        seen = 0
+        wanted = 1
         while len(hit) < times and not ended.is_set():
-            now = len(batch.parts(out))
-            if now > seen and (workers := batch.own_workers()):
-                seen = now
-                hit.append(random.Random(now).choice(workers))
+            if len(batch.parts(out)) >= wanted and (workers := batch.own_workers()):
+                wanted += 7
+                hit.append(random.Random(wanted).choice(workers))
                 os.kill(hit[-1], number)
             time.sleep(0.001)
 

@@ -20,7 +20,7 @@ def whole(scorable: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A finished run over images enough that one can be stopped on the way."""
     root = tmp_path_factory.mktemp("whole")
     folder = batch.write_images(root / "in", 240)
-    options = ("--shard-images", 8, "--batch-size", 8, "--workers", 1)
+    options = ("--shard-images", 8, "--batch-size", 8, "--workers", 1, "--heatmaps")
     job = Job(place=scorable, folder=folder, out=root / "out", options=options)
     assert job.run().code == 0
     return job

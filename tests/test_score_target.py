@@ -194,19 +194,20 @@ def test_links_to_folders_are_not_entered_and_links_to_files_are_read(finished: 
     assert made_up.tree(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", ["out", "parts", "listing", "heatmaps", "report", "scores.csv", "run.json"])
+@pytest.mark.parametrize("name", ["out", "parts", "heatmaps", "scores.csv", "run.json", "lock"])
 def test_links_in_the_target_lead_nowhere_else(finished: Job, tmp_path: Path, name: str) -> None:
     """A target prepared by somebody else must not make a run write over files elsewhere."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "scores.csv").write_text("mine")
     (tmp_path / "precious" / "run.json").write_text("mine")
+    (tmp_path / "precious" / "lock").write_text("mine")
     before = made_up.tree(tmp_path / "precious")
     out = tmp_path / "out"
     if name == "out":
         out.symlink_to(tmp_path / "precious")
     else:
         out.mkdir()
-        (out / name).symlink_to(tmp_path / "precious" / ("" if "." not in name else name))
+        (out / name).symlink_to(tmp_path / "precious" / ("" if name in ("parts", "heatmaps") else name))
     assert replace(finished, out=out).run("--heatmaps").error_line
     assert made_up.tree(tmp_path / "precious") == before
 
