@@ -145,20 +145,29 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """The most bytes that the run itself, and that any one of its processes, has held."""
+    """The most bytes that the run itself, and that any one of its decoders, has held.
+
+    Attributes:
+        libraries: of those that only the run itself needs, which a decoder had loaded.
+    """
 
     parent: int
     worker: int
+    libraries: frozenset[str]
 
 
 def watched(running: Running) -> Peak:
     """Watch a run until it ends."""
     parent = worker = 0
+    libraries: set[str] = set()
     while running.process.poll() is None:
         parent = max(parent, resident_bytes(running.process.pid))
-        worker = max([worker, *map(resident_bytes, running.children())])
+        for pid in running.workers():
+            worker = max(worker, resident_bytes(pid))
+            loaded = _of_process(pid, "maps")
+            libraries |= {name for name in ("torch", "faiss") if f"/{name}/".encode() in loaded}
         time.sleep(0.05)
-    return Peak(parent=parent, worker=worker)
+    return Peak(parent=parent, worker=worker, libraries=frozenset(libraries))
 
 
 def _content(file: IO[bytes]) -> str:

@@ -227,6 +227,8 @@ def test_bombs_are_refused_before_they_are_decoded(scorable: Workplace, tmp_path
             peak = batch.watched(running)
             outcome = running.wait()
         assert outcome.code == (3 if name == "bombs" else 0), outcome
+        assert 0 < peak.worker < peak.parent
+        assert not peak.libraries
         peaks[name] = peak
     assert peaks["bombs"].worker <= peaks["good"].worker + 48 * MEBIBYTE, peaks
     assert peaks["bombs"].parent <= peaks["good"].parent + 96 * MEBIBYTE, peaks

@@ -9,10 +9,10 @@ from pathlib import Path
 import batch
 import pytest
 from batch import Job, Peak
-from cfa_index.places import LocalPlace
 from made_up import Workplace
 
 from cfa_index.images import SUFFIXES
+from cfa_index.places import LocalPlace
 
 MEBIBYTE = 1 << 20
 
