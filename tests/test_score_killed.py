@@ -21,7 +21,10 @@ from made_up import Workplace
 
 IMAGES, SHARD = 96, 4
 PARTS = IMAGES // SHARD
-SMALL_SHARDS = ("--shard-images", SHARD, "--batch-size", SHARD, "--workers", 2)
+SMALL_SHARDS: tuple[object, ...] = (
+    *("--shard-images", SHARD, "--batch-size", SHARD),
+    *("--workers", 2, "--gallery", 4),
+)
 
 
 @pytest.fixture(scope="module")
