@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cfa_index.engines.ray_cluster import ENVIRONMENT, RayCluster, connected, environment, last_line, quiet
 from cfa_index.errors import CfaIndexError, EngineError
 
-# A process that only reads images imports this package, too, and shall not load pyarrow for it.
 if TYPE_CHECKING:
-    import pyarrow as pa
     from ray.data.checkpoint import CheckpointConfig
 
 Payload: TypeAlias = Mapping[str, bytes]
@@ -129,7 +130,7 @@ def each_on_ray(
     with connected(cluster, cpus=cluster.cpus_per_actor, gpus=cluster.gpus_per_actor):
         import ray
 
-        def call(name: str) -> Result:  # Ray takes functions only, not whatever can be called
+        def call(name: str) -> Result:  # Ray takes functions only
             return work(name)
 
         task = ray.remote(call).options(
@@ -203,9 +204,6 @@ def _begin_checkpoint(config: CheckpointConfig, done: Sequence[int]) -> None:
         files.delete_dir(folder)
     files.create_dir(folder, recursive=True)
     if done:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         table = pa.table({_ID: pa.array(sorted(done), pa.int64())})
         pq.write_table(table, f"{folder}/done.parquet", filesystem=files)
 
