@@ -83,15 +83,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--images", type=int, default=600, help="that are scored")
+    parser.add_argument("--images", type=int, default=400, help="that are scored")
     parser.add_argument("--keep", type=Path, help="also copy the report here")
     given = parser.parse_args()
     set_threads(2)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="plates-") as name:
         folder = Path(name)
         source, target = folder / "night shift", folder / "scores"
         write_shift(source, given.images, flawed_every=12)
-        bundle = plate_model(folder, 60)
+        bundle = plate_model(folder, 160)
         scored = score_folder(bundle, source, target, shard_images=128)
         write_report(
             bundle,

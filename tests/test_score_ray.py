@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import made_up
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from made_up import Workplace
 from s3_server import BUCKET, s3_server
 
@@ -197,33 +199,45 @@ def test_it_stops_when_asked_and_one_machine_goes_on(
     assert_same(rows_of(LocalPlace(target)), expected)
 
 
-def test_maps_heatmaps_and_errors_again(
+def test_maps_heatmaps_and_errors_again_where_one_machine_has_begun(
     cluster: str, bundle: ModelBundle, folder: Path, tmp_path: Path
 ) -> None:
     some = tmp_path / "some"
     some.mkdir()
-    for name in ("000.png", "001.png", "002.png", "cut.png"):
+    for name in ("000.png", "001.png", "002.png", "003.png", "cut.png"):
         (some / name).write_bytes((folder / name).read_bytes())
-    outputs = [tmp_path / "ray", tmp_path / "local"]
-
-    def score(**more: bool) -> None:
-        options = {"heatmaps": True, "maps": True, "shard_images": 3}
-        score_folder_on_ray(bundle, some, outputs[0], cluster=CLUSTER, **options, **more)  # type: ignore[arg-type]
-        score_folder(bundle, some, outputs[1], **options, **more)  # type: ignore[arg-type]
-        ray, local = (
-            {name: digest for name, digest in made_up.tree(output).items() if name != "lock"}
-            for output in outputs
-        )
-        assert ray == local
-
-    score()
+    ray, local = tmp_path / "ray", tmp_path / "local"
+    score_folder(bundle, some, local, heatmaps=True, maps=True, shard_images=2)
+    shutil.copytree(local, ray)
+    for part in (local, ray):  # and a shard that is to be done from the start
+        (part / "parts" / "part-00000000.parquet").unlink()
+        (part / "maps" / "c" / "0" / "0" / "0").unlink()
     made_up.write_image(some / "cut.png", made_up.texture(9))
-    score(retry_errors=True)
-    assert rows_of(LocalPlace(outputs[0]))[3]["error"] is None
+    reports = [
+        score_folder_on_ray(
+            *(bundle, some, ray),
+            cluster=CLUSTER,
+            heatmaps=True,
+            maps=True,
+            shard_images=2,
+            retry_errors=True,
+        ),
+        score_folder(bundle, some, local, heatmaps=True, maps=True, shard_images=2, retry_errors=True),
+    ]
+    assert [(report.images, report.resumed, report.rejected) for report in reports] == [(5, 2, 0)] * 2
+    files, same = made_up.tree(ray), made_up.tree(local)
+    assert files.keys() == same.keys()
+    assert len([name for name in files if name.startswith("heatmaps/")]) == 5
+    assert_same(rows_of(LocalPlace(ray)), rows_of(LocalPlace(local)))
+    maps = [zarr.open_array(target / "maps", mode="r")[:] for target in (ray, local)]
+    np.testing.assert_allclose(np.asarray(maps[0]), np.asarray(maps[1]), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_refused(cluster: str, bundle: ModelBundle, folder: Path, tmp_path: Path) -> None:
-    def score(output: Path | str = tmp_path / "out", source: Path | str = folder, **cluster: Any) -> None:
+    targets = (tmp_path / f"out-{number}" for number in range(9))
+
+    def score(output: Path | str | None = None, source: Path | str = folder, **cluster: Any) -> None:
+        output = next(targets) if output is None else output
         score_folder_on_ray(bundle, source, output, cluster=RayCluster(**cluster))
 
     with pytest.raises(SpecError, match="got 0 actors"):

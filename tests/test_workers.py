@@ -47,9 +47,10 @@ def failing(value: int) -> int:
 def imported() -> list[str]:
     import sys
 
-    from cfa_index.workflows import score_heatmaps
+    from cfa_index.workflows import score_heatmaps, score_read
 
     assert score_heatmaps
+    assert score_read
     return sorted({"torch", "faiss", "zarr", "pyarrow", "scipy", "matplotlib"} & set(sys.modules))
 
 

@@ -130,7 +130,10 @@ def each_on_ray(
     with connected(cluster, cpus=cluster.cpus_per_actor, gpus=cluster.gpus_per_actor):
         import ray
 
-        task = ray.remote(work).options(
+        def call(name: str) -> Result:  # Ray takes functions only, not whatever can be called
+            return work(name)
+
+        task = ray.remote(call).options(
             num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor, max_retries=1
         )
         waiting = {task.remote(name): name for name in names}

@@ -23,13 +23,14 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Lost, Workers
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice
-from cfa_index.images import Views, read_views
-from cfa_index.places import Entry, Place
+from cfa_index.images import Views
+from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import Maps, ShardMaps
 from cfa_index.workflows.score_parts import Parts
+from cfa_index.workflows.score_read import read_entry
 from cfa_index.workflows.score_rows import Scored, score_images
 
 _BATCHES_AHEAD = 3
@@ -226,13 +227,6 @@ class Pipeline:
         if maps is not None:
             maps.write()
         self.parts.write(shard, rows)
-
-
-def read_entry(
-    source: Place, entry: Entry, features: FeatureSpec, max_pixels: int
-) -> Views | ImageError | str:
-    """Read an image of the list, in whichever process; what is wrong with it is returned."""
-    return entry.error or read_views(source, entry.path, features, max_pixels)
 
 
 def _pixels(result: Views | ImageError | Lost | str) -> Views | str:

@@ -49,12 +49,14 @@ class ShardReader:
         """The earlier rows of the shard, which images have no score, and what was read of these.
 
         Raises:
-            DatasetError: a bucket does not answer.
+            DatasetError: the source is missing on this machine, or a bucket does not answer.
             OutputError: the list cannot be read.
         """
         shard = read_shard(self.target, number, self.shard_images)
         rows = standing_rows(self.target, shard)
         positions = missing(shard, rows, retry_errors=self.retry_errors)
+        if positions:
+            self.source.require()  # or a share that this machine lacks would be a million errors
         entries = [shard.entries[position] for position in positions]
         reads = [
             entry.error or read_views(self.source, entry.path, self.features, self.max_pixels)
