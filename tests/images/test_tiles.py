@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +199,21 @@ def test_a_map_for_a_picture_has_the_highest_of_each_block() -> None:
         same.add(one)
     assert np.array_equal(same.result().pixels, found.pixels)
     assert same.result().frame == found.frame == map_frame(150, 91, TILES)
+
+
+@pytest.mark.parametrize("features", [TILES, WHOLE])
+def test_a_map_goes_with_its_joiner(features: FeatureSpec) -> None:
+    gc.disable()
+    try:
+        joiner = MapJoiner(64, 64, features)
+        joiner.add(np.ones((64, 64), np.float32))
+        found = joiner.result()
+        pixels = weakref.ref(found.pixels)
+        assert found.score == 1
+        del joiner, found
+        assert pixels() is None
+    finally:
+        gc.enable()
 
 
 _HUGE = """
