@@ -25,11 +25,16 @@ class CfaIndexError(Exception):
         self.expected = expected
         self.got = got
         self.remedy = remedy
-        message = f"expected {expected}, got {got}; {remedy}"
-        super().__init__(" ".join(message.split()))
+        message = " ".join(f"expected {expected}, got {got}; {remedy}".split())
+        # A file's name may hold what moves the cursor of a terminal.
+        super().__init__("".join(sign if sign.isprintable() else _escaped(sign) for sign in message))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_remake, (type(self), self.expected, self.got, self.remedy))
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode()
 
 
 def _remake(kind: type[CfaIndexError], expected: str, got: str, remedy: str) -> CfaIndexError:

@@ -69,8 +69,13 @@ def is_temporary(name: str) -> bool:
 
 
 def take_lock(file: Path) -> IO[str] | None:
-    """Hold a lock until the result is closed, or this process dies; None when another one holds it."""
-    handle = file.open("a")  # what its holder wrote stays
+    """Hold a lock until the result is closed, or this process dies; None when another one holds it.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link: what it leads to is not for us to write.
+    """
+    # Appending, so that what its holder wrote stays.
+    handle = open(file, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))  # noqa: SIM115
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

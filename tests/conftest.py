@@ -57,3 +57,9 @@ def browser() -> Iterator[Browser]:
         browser = started.chromium.launch(executable_path=found, args=list(QUIET))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def scorable(tmp_path_factory: pytest.TempPathFactory) -> made_up.Workplace:
+    """A built category that the tests of batch scoring share and none changes."""
+    return made_up.built_workplace(tmp_path_factory.mktemp("scorable"), test=1)

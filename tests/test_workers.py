@@ -47,10 +47,10 @@ def failing(value: int) -> int:
 def imported() -> list[str]:
     import sys
 
-    from cfa_index.workflows import score_heatmaps, score_read
+    from cfa_index.images import read_entry
+    from cfa_index.workflows.score_heatmaps import Heatmaps
 
-    assert score_heatmaps
-    assert score_read
+    assert all((read_entry, Heatmaps.draw))
     return sorted({"torch", "faiss", "zarr", "pyarrow", "scipy", "matplotlib"} & set(sys.modules))
 
 

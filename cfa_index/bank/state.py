@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+_END = 1 << 31
+"""FAISS takes its parameters, and a shortlist, as C's int."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexState:
@@ -50,7 +53,7 @@ class IndexState:
         """The inverse of `to_dict`. Raises TypeError or ValueError where these are no values of a state."""
         state = cls(**values)
         parameters = isinstance(state.parameters, dict) and all(
-            isinstance(name, str) and type(value) is int and value > 0
+            isinstance(name, str) and type(value) is int and 0 < value < _END
             for name, value in state.parameters.items()
         )
         numbers = (state.recall_at_1, state.recall_at_k, state.latency_ms)
@@ -59,7 +62,8 @@ class IndexState:
         if not (
             parameters
             and words
-            and all(type(count) is int and count >= 0 for count in counts)
+            and all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
+            and state.shortlist < _END
             and all(isinstance(number, int | float) for number in numbers)
         ):
             raise ValueError("an index that no build describes so")

@@ -13,7 +13,7 @@ from cfa_index.bank import IndexState
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.files import is_sealed, seal
 from cfa_index.metrics import Threshold
-from cfa_index.specs import ModelSpec
+from cfa_index.specs import ModelSpec, fits
 
 SCHEMA_VERSION = 3
 _ADDED_TO_SPEC: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
@@ -149,7 +149,10 @@ class Manifest:
             uris=tuple(values["held_out"]["uris"]), scores=tuple(values["held_out"]["scores"])
         )
         values["threshold"] = Threshold(**values["threshold"]) if values["threshold"] else None
-        return cls(**values)
+        manifest = cls(**values)
+        if not fits(manifest, cls):
+            raise damaged(where, "values of other types than a manifest has")
+        return manifest
 
 
 def _upgraded(spec: dict[str, Any], version: int) -> dict[str, Any]:

@@ -291,9 +291,12 @@ def index_contents(index: SearchIndex | None) -> dict[str, Content]:
 def load_array(path: Path) -> NDArray[np.float32]:
     """A .npy file, memory mapped; writing into it would change memory only. Raises BundleError."""
     try:
-        array: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
+        # Not np.load, which reads archives and pickles too.
+        array: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="c")
     except ValueError as error:
         raise damaged(path, "a file that is no plain array") from error
+    if array.dtype != np.float32:
+        raise damaged(path, f"an array of {array.dtype}")
     return array
 
 

@@ -40,4 +40,4 @@ from .tiles import (
     view_count as view_count,
     views_of as views_of,
 )
-from .views import Views as Views, read_views as read_views
+from .views import Views as Views, read_entry as read_entry, read_views as read_views

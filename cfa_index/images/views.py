@@ -11,7 +11,7 @@ from cfa_index.errors import ImageError
 from cfa_index.images.decode import MAX_PIXELS, decode
 from cfa_index.images.frame import Frame
 from cfa_index.images.tiles import view_count, views_of
-from cfa_index.places import Place
+from cfa_index.places import Entry, Place
 from cfa_index.specs import FeatureSpec
 
 
@@ -48,3 +48,10 @@ def read_views(
         pixels[number] = square
         frames.append(frame)
     return Views(pixels=pixels, frames=tuple(frames))
+
+
+def read_entry(
+    place: Place, entry: Entry, features: FeatureSpec, max_pixels: int = MAX_PIXELS
+) -> Views | ImageError | str:
+    """Read an image of a list; one that could not even be listed is its error."""
+    return entry.error or read_views(place, entry.path, features, max_pixels)

@@ -5,7 +5,7 @@ D' = gamma_d * D and M = gamma_c * h * w.
 """
 
 from cfa_index.specs.bank import BankSpec, Compression
-from cfa_index.specs.base import LARGEST_SEED
+from cfa_index.specs.base import LARGEST_SEED, fits
 from cfa_index.specs.features import (
     CROP_RATIO,
     STRIDES,
@@ -39,4 +39,5 @@ __all__ = [
     "ScoreSpec",
     "Selection",
     "TrainSpec",
+    "fits",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from cfa_index.errors import SpecError
 
@@ -44,7 +45,38 @@ class Spec:
                 remedy="use the version of cfa-index that wrote it, or build again",
             )
         hints = get_type_hints(cls)
-        return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+        made = {name: _typed(hints[name], value) for name, value in values.items()}
+        for name, value in made.items():
+            require(fits(value, hints[name]), name, "of the type that it is written with", value)
+        return cls(**made)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value that came from JSON is of an annotated type, however deep; an int passes for a float.
+
+    Args:
+        value: with its objects made into dataclasses where the annotation says so.
+        hint: str, int, float, bool, None, a Literal, a union, a tuple, a Mapping or a dataclass of these.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(one, inner[0]) for one in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            fits(key, inner[0]) and fits(one, inner[1]) for key, one in value.items()
+        )
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return isinstance(value, hint) and all(
+            fits(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(hint)
+        )
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _plain(value: Any) -> Any:

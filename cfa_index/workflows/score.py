@@ -18,11 +18,10 @@ from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Workers
 from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
-from cfa_index.images import MAX_PIXELS
+from cfa_index.images import MAX_PIXELS, read_entry
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_pipeline import Pipeline, Waits
-from cfa_index.workflows.score_read import read_entry
 from cfa_index.workflows.score_run import SCHEMA_VERSION, open_run
 from cfa_index.workflows.score_target import LOCK_FILE, claim
 

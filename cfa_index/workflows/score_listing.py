@@ -253,7 +253,7 @@ class Listing:
         content = self._target.read(_ENDED)
         try:
             return dict(json.loads(content)) if content else {}
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise self._damaged(_ENDED, content) from error
 
     def _read(self, number: int) -> Shard:

@@ -14,6 +14,8 @@ from cfa_index.places import Place
 from cfa_index.workflows.score_listing import Shard, parquet_bytes, shard_file
 
 PARTS = "parts"
+REPORT_FILE = "report.html"
+"""The page of all parts."""
 _LISTED = b"listed"
 _FIELDS: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.int64()),
@@ -51,7 +53,8 @@ class Parts:
         self.put(shard.number, rows_bytes(shard, rows))
 
     def put(self, number: int, content: bytes) -> None:
-        """The file of a shard's rows. Raises OutputError."""
+        """The file of a shard's rows; a page of other rows is deleted first. Raises OutputError."""
+        self.target.remove(REPORT_FILE)
         self.target.write(f"{PARTS}/{shard_file(number)}", content)
 
     def tables(self) -> Iterator[pa.Table]:

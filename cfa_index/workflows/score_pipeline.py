@@ -23,14 +23,13 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Lost, Workers
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice
-from cfa_index.images import Views
+from cfa_index.images import Views, read_entry
 from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import Maps, ShardMaps
 from cfa_index.workflows.score_parts import Parts
-from cfa_index.workflows.score_read import read_entry
 from cfa_index.workflows.score_rows import Scored, score_images
 
 _BATCHES_AHEAD = 3

@@ -27,10 +27,9 @@ from cfa_index.report import (
 )
 from cfa_index.workflows.query import query, query_picture
 from cfa_index.workflows.score_listing import Listing
-from cfa_index.workflows.score_parts import PARTS, Parts
+from cfa_index.workflows.score_parts import PARTS, REPORT_FILE, Parts
 from cfa_index.workflows.score_target import CSV_FILE
 
-REPORT_FILE = "report.html"
 _PICTURES = "report"
 _PICTURE = re.compile(r"\d+_(?:thumb\.jpg|panel\.png)")
 _THUMBNAIL_PX = 320

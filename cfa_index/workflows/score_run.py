@@ -16,9 +16,9 @@ from cfa_index.specs import FeatureSpec, Precision
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing, require_images
 from cfa_index.workflows.score_maps import ArrayAnImage, Maps, OneArray
-from cfa_index.workflows.score_parts import Parts
-from cfa_index.workflows.score_report import REPORT_FILE, write_report
-from cfa_index.workflows.score_target import RUN_FILE, require_apart, write_csv
+from cfa_index.workflows.score_parts import REPORT_FILE, Parts
+from cfa_index.workflows.score_report import write_report
+from cfa_index.workflows.score_target import RUN_FILE, require_apart, require_ours, write_csv
 
 SCHEMA_VERSION = 2
 
@@ -115,7 +115,7 @@ def open_run(
     Raises:
         DatasetError: the folder is missing or holds no image.
         SpecError: the threshold is not finite, or a number is out of its range.
-        OutputError: the target lies inside the folder, or cannot be read.
+        OutputError: the target lies inside the folder, is another run's, or cannot be read.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -137,7 +137,7 @@ def open_run(
         kept = ArrayAnImage(target=target, size_px=features.size_px)
     elif maps:
         kept = OneArray(target=target, shard_images=shard_images, size_px=features.size_px)
-    return ScoreRun(
+    run = ScoreRun(
         source=source,
         target=target,
         settings={
@@ -165,3 +165,5 @@ def open_run(
         if heatmaps
         else None,
     )
+    require_ours(target, run.settings)  # before a lock is left in somebody else's folder
+    return run

@@ -16,8 +16,8 @@ from cfa_index.workflows.score_parts import ROWS, Parts
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
 CSV_FILE = "scores.csv"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A cell that begins so is a formula to a spreadsheet."""
+_ESCAPED = tuple("=+-@＝＋－＠\t\r\n'")
+"""A cell that begins so is a formula to a spreadsheet, or looks like one that was escaped."""
 
 
 def require_apart(source: Place, target: Place) -> None:
@@ -40,7 +40,17 @@ def claim(target: Place, settings: Mapping[str, Any]) -> None:
     """Take a target that is new, or was left by a run with the same settings; it is held by the caller.
 
     Raises:
-        OutputError: it is another run's, or holds something else; or it cannot be written.
+        OutputError: see `require_ours`; or it cannot be written.
+    """
+    if require_ours(target, settings):
+        target.write(RUN_FILE, json_text(dict(settings)).encode())
+
+
+def require_ours(target: Place, settings: Mapping[str, Any]) -> bool:
+    """Whether a target is new; else it was left by a run with the same settings. Nothing is written.
+
+    Raises:
+        OutputError: it is another run's, or holds something else.
     """
     content = target.read(RUN_FILE)
     if content is None:
@@ -50,11 +60,10 @@ def claim(target: Place, settings: Mapping[str, Any]) -> None:
                 got="something else there",
                 remedy="give another -o",
             )
-        target.write(RUN_FILE, json_text(dict(settings)).encode())
-        return
+        return True
     try:
         before = dict(json.loads(content))
-    except ValueError:
+    except (ValueError, TypeError):
         before = {}
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
@@ -63,6 +72,7 @@ def claim(target: Place, settings: Mapping[str, Any]) -> None:
             got="; ".join(f"{name} {before.get(name)!r} then, {settings[name]!r} now" for name in changed),
             remedy="give another -o, or delete this folder",
         )
+    return False
 
 
 def write_csv(parts: Parts) -> None:
@@ -79,6 +89,6 @@ def write_csv(parts: Parts) -> None:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_FORMULA):
+    if isinstance(value, str) and value.startswith(_ESCAPED):
         return "'" + value
     return "" if value is None else value
