@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cfa_index.engines.ray_cluster import ENVIRONMENT, RayCluster, connected, environment, last_line, quiet
 from cfa_index.errors import CfaIndexError, EngineError
 
+# A process that only reads images imports this package, too, and shall not load pyarrow for it.
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.data.checkpoint import CheckpointConfig
 
 Payload: TypeAlias = Mapping[str, bytes]
@@ -204,6 +203,9 @@ def _begin_checkpoint(config: CheckpointConfig, done: Sequence[int]) -> None:
         files.delete_dir(folder)
     files.create_dir(folder, recursive=True)
     if done:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         table = pa.table({_ID: pa.array(sorted(done), pa.int64())})
         pq.write_table(table, f"{folder}/done.parquet", filesystem=files)
 
