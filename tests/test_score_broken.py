@@ -67,7 +67,7 @@ def mixture(folder: Path, count: int) -> Mixture:
     picture = broken.encoded("PNG", 1)
     for name in odd:
         path = folder / os.fsdecode(name)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture)
     at: dict[bytes, str] = {}
     for number, kind in enumerate(chosen):
