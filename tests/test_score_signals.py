@@ -42,11 +42,11 @@ def assert_stopped_well(job: Job, whole: Job, stopped: Outcome, code: int) -> No
     for part in batch.parts(job.out):
         assert pq.read_table(part).num_rows == SHARD
     assert not (job.out / "scores.csv").exists()
-    assert not made_up.leftovers(job.out)
     outcome = job.run("--json", "-")
     assert outcome.code == 0, outcome
     assert outcome.document["resumed"] == SHARD * done
     assert batch.assert_whole(job.out, names(job)) == batch.rows(whole.out)
+    assert made_up.tree(job.out / "heatmaps") == made_up.tree(whole.out / "heatmaps")
     assert (job.out / "scores.csv").read_bytes() == (whole.out / "scores.csv").read_bytes()
 
 
@@ -63,6 +63,7 @@ def test_a_run_that_is_asked_to_stop(whole: Job, tmp_path: Path, number: signal.
         stopped = running.wait()
         running.until_gone()
     assert "same command" in stopped.err
+    assert not made_up.leftovers(job.out)
     assert_stopped_well(job, whole, stopped, code)
 
 
@@ -80,6 +81,7 @@ def test_a_second_request_stops_at_once(whole: Job, tmp_path: Path, number: sign
         os.killpg(running.process.pid, number)
         stopped = running.wait()
         running.until_gone()
+    assert "it took longer" not in stopped.err
     assert_stopped_well(job, whole, stopped, 128 + number)
 
 
