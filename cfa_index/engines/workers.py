@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -79,12 +79,16 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.end()
+        self.end()
         self._threads.shutdown(wait=True)
         for process in self._processes:
             process.close()
+
+    def end(self) -> None:
+        """End every process at once, for good: calls that have no result yet raise CancelledError."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.end()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result | Lost]:
         """Call a function of a module; it, its arguments and its result can be pickled."""
@@ -168,7 +172,7 @@ class _Process:
     def _started(self) -> Connection[Any, Any]:
         with self._lock:
             if self._ended:
-                raise EOFError
+                raise CancelledError
             if self._pipe is None:
                 context = multiprocessing.get_context("spawn")
                 self._pipe, theirs = context.Pipe()
