@@ -36,7 +36,6 @@ ODD_NAMES = (
     b"[bold]markup[/].png",
     b" .png",
     b"back\\slash.png",
-    b"..png",
 )
 NESTED = (b"=folder/a.png", b"caf\xe9/b.png", b"x.png.d/c.png", b"a b/c\nd/e.png", b"z" * 200 + b"/f.png")
 
