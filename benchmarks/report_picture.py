@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import sync_playwright
 
 from benchmarks.picture import plate, plate_model
-from cfa_index import open_place, save_picture, score_folder, set_threads, write_report
+from cfa_index import save_picture, score_folder, set_threads
 
 _LINES = ("line 1/early shift", "line 1/late shift", "line 2/early shift", "line 2/late shift")
 _FIRST_SEED = 20_000
@@ -92,14 +92,8 @@ def main() -> None:
         source, target = folder / "night shift", folder / "scores"
         write_shift(source, given.images, flawed_every=12)
         bundle = plate_model(folder, 160)
-        scored = score_folder(bundle, source, target, shard_images=128)
-        write_report(
-            bundle,
-            open_place(source),
-            open_place(target),
-            shard_images=128,
-            threshold=scored.threshold,
-            credit="Made-up images (benchmarks/report_picture.py)",
+        scored = score_folder(
+            bundle, source, target, gallery=60, credit="Made-up images (benchmarks/report_picture.py)"
         )
         save_picture(screenshot(target / "report.html", 1240, 980), given.output)
         if given.keep is not None:
