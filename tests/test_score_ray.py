@@ -36,7 +36,7 @@ from cfa_index.engines.ray_cluster import connected
 from cfa_index.errors import DatasetError, EngineError, OutputError, SpecError
 
 ROOT = Path(__file__).parent.parent
-IMAGES, IN_A_SHARD = 70, 2
+IMAGES, IN_A_SHARD = 69, 6
 CLUSTER = RayCluster(actors=2)
 
 
