@@ -199,6 +199,7 @@ def test_it_stops_when_asked_and_one_machine_goes_on(
     assert_same(rows_of(LocalPlace(target)), expected)
 
 
+@pytest.mark.slow
 def test_maps_heatmaps_and_errors_again_where_one_machine_has_begun(
     cluster: str, bundle: ModelBundle, folder: Path, tmp_path: Path
 ) -> None:
