@@ -18,6 +18,11 @@ import pytest
 from batch import Job
 from made_up import Workplace, cfa
 
+from cfa_index import OutputError
+from cfa_index.places import LocalPlace
+from cfa_index.workflows.score_listing import read_shard
+from cfa_index.workflows.score_parts import Parts
+
 SMALL_SHARDS: tuple[object, ...] = ("--shard-images", 4, "--batch-size", 4, "--workers", 0, "--no-report")
 
 
@@ -141,6 +146,31 @@ def test_a_damaged_listing_is_made_again_or_refused(
         assert batch.assert_whole(job.out, names) == batch.rows(finished.out)
     else:
         assert "listing" in outcome.error_line
+
+
+def test_a_changed_byte_in_a_part_or_in_the_list_is_noticed(finished: Job, tmp_path: Path) -> None:
+    """Or it is one that changes nothing, such as a hint for searches: never other scores, never other images."""
+    shutil.copytree(finished.out, tmp_path / "out")
+    target = LocalPlace(tmp_path / "out")
+    shard = read_shard(target, 1, 4)
+    table = Parts(target).read(shard)
+    assert table is not None
+    for file in (tmp_path / "out" / "parts", tmp_path / "out" / "listing"):
+        file /= "part-00000001.parquet"
+        whole = file.read_bytes()
+        noticed = 0
+        for position in range(0, len(whole), 23):
+            content = bytearray(whole)
+            content[position] ^= 0x15
+            file.write_bytes(content)
+            try:
+                found = Parts(target).read(read_shard(target, 1, 4))
+            except OutputError:
+                found = None
+            assert found is None or found.to_pylist() == table.to_pylist(), position
+            noticed += found is None
+        assert noticed > len(whole) / 23 / 2
+        file.write_bytes(whole)
 
 
 def test_a_part_of_another_listing_is_not_taken(finished: Job, tmp_path: Path) -> None:

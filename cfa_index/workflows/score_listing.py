@@ -279,7 +279,7 @@ def read_shard(target: Place, number: int, shard_images: int) -> Shard:
 def shard_of(content: bytes, number: int, shard_images: int) -> Shard:
     """A shard from its file. Raises ValueError when it is not one."""
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = parquet_table(content)
         scan = int((table.schema.metadata or {})[_SCAN])
         rows = table.select(["path", "size", "mtime_ns", "error"]).to_pylist()
     except KeyError as error:
@@ -310,7 +310,15 @@ def _part(number: int) -> str:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the content of a Parquet file."""
+    """A table as the content of a Parquet file, with a checksum of every page."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
+
+
+def parquet_table(content: bytes) -> pa.Table:
+    """The table of `parquet_bytes`. Raises ValueError when the content is not as it was written."""
+    try:
+        return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError("no Parquet file, or one that was changed") from error

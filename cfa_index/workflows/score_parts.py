@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cfa_index.places import Place
-from cfa_index.workflows.score_listing import Shard, parquet_bytes, shard_file
+from cfa_index.workflows.score_listing import Shard, parquet_bytes, parquet_table, shard_file
 
 PARTS = "parts"
 REPORT_FILE = "report.html"
@@ -69,8 +67,8 @@ class Parts:
         if content is None:
             return None
         try:
-            table = pq.read_table(io.BytesIO(content))
-        except (OSError, pa.ArrowInvalid):  # not what we wrote: made again
+            table = parquet_table(content)
+        except ValueError:  # not what we wrote: made again
             return None
         return table if table.schema.names == ROWS.names else None
 
