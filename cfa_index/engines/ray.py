@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cfa_index.engines.ray_cluster import ENVIRONMENT, RayCluster, connected, environment, last_line, quiet
 from cfa_index.errors import CfaIndexError, EngineError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.data.checkpoint import CheckpointConfig
 
 Payload: TypeAlias = Mapping[str, bytes]
@@ -96,9 +94,15 @@ def run_on_ray(
         # A thread of its own, so that this one can be interrupted.
         plan = threading.Thread(target=run, name="cfa-index-ray", daemon=True)
         plan.start()
-        while plan.is_alive():
+        is_last = False
+        while not is_last:
             plan.join(_POLL_S)
-            for number, told in ray.get(progress.take.remote()):
+            is_last = not plan.is_alive()  # asked before the last are taken, or some would be left
+            try:
+                told_of = ray.get(progress.take.remote())
+            except ray.exceptions.RayError as error:
+                raise _as_line(failures[0] if failures else error) from None
+            for number, told in told_of:
                 if number not in known:
                     known.add(number)
                     saved(told)
@@ -198,6 +202,9 @@ def _plan_context(config: CheckpointConfig) -> Iterator[None]:
 
 def _begin_checkpoint(config: CheckpointConfig, done: Sequence[int]) -> None:
     """A folder that says what is done, and no more: an earlier run's may name pieces that have gone since."""
+    import pyarrow as pa  # here: workers of one machine do without
+    import pyarrow.parquet as pq
+
     folder = config.checkpoint_path.partition("://")[2] or config.checkpoint_path
     files = config.filesystem
     with suppress(FileNotFoundError):
