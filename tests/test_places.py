@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -121,4 +123,16 @@ def test_one_holds_a_place_and_the_other_is_told_who(tmp_path: Path) -> None:
         pass
     assert place.read("lock") == b""
     with place.held("lock"):
+        pass
+
+
+def test_a_file_system_without_locks_is_not_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(handle: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    refusal = pytest.raises(OutputError, match="No locks available")
+    with refusal, LocalPlace(tmp_path).held("lock"):
         pass

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cfa_index import Event, ModelBundle, Scorer, StageAdvanced, StageTotal, score_folder
 from cfa_index.errors import DatasetError
+from cfa_index.places import LocalPlace
 
 ODD_NAMES = (
     "with space.png",
@@ -238,6 +239,30 @@ def test_rows_of_images_that_are_gone_stay(scoring: tuple[Path, Path, Run]) -> N
     (target / "parts" / "part-00000001.parquet").unlink()
     with pytest.raises(json.JSONDecodeError):  # no document, since a share may not be mounted
         run()
+    folder.mkdir()  # which is what its mount point looks like
+    with pytest.raises(json.JSONDecodeError):
+        run()
+
+
+def test_a_source_that_goes_in_the_middle_ends_the_run(
+    scoring: tuple[Path, Path, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, run = scoring
+    real = LocalPlace.require
+    asked: list[LocalPlace] = []
+
+    def going(self: LocalPlace) -> None:
+        asked.append(self)
+        if len(asked) == 2:
+            folder.rename(folder.with_name("away"))
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalPlace, "require", going)
+        with pytest.raises(json.JSONDecodeError):
+            run()
+    folder.with_name("away").rename(folder)
+    assert run()["rejected"] == 0  # no row says that its image was missing
 
 
 def test_a_rescan_that_was_interrupted_is_done_first(
