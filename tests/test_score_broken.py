@@ -36,7 +36,6 @@ ODD_NAMES = (
     b"[bold]markup[/].png",
     b" .png",
     b"back\\slash.png",
-    b"..png",
 )
 NESTED = (b"=folder/a.png", b"caf\xe9/b.png", b"x.png.d/c.png", b"a b/c\nd/e.png", b"z" * 200 + b"/f.png")
 
@@ -67,7 +66,7 @@ def mixture(folder: Path, count: int) -> Mixture:
     picture = broken.encoded("PNG", 1)
     for name in odd:
         path = folder / os.fsdecode(name)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture)
     at: dict[bytes, str] = {}
     for number, kind in enumerate(chosen):

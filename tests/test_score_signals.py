@@ -14,13 +14,15 @@ import pytest
 from batch import Job
 from made_up import Outcome, Workplace
 
+SHARD = 4
+
 
 @pytest.fixture(scope="module")
 def whole(scorable: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A finished run over images enough that one can be stopped on the way."""
     root = tmp_path_factory.mktemp("whole")
-    folder = batch.write_images(root / "in", 240)
-    options = ("--shard-images", 8, "--batch-size", 8, "--workers", 1, "--heatmaps")
+    folder = batch.write_images(root / "in", 80)
+    options = ("--shard-images", SHARD, "--batch-size", SHARD, "--workers", 1, "--heatmaps", "--no-report")
     job = Job(place=scorable, folder=folder, out=root / "out", options=options)
     assert job.run().code == 0
     return job
@@ -38,13 +40,13 @@ def assert_stopped_well(job: Job, whole: Job, stopped: Outcome, code: int) -> No
     done = len(batch.parts(job.out))
     assert 1 <= done < len(batch.parts(whole.out)), done
     for part in batch.parts(job.out):
-        assert pq.read_table(part).num_rows == 8
+        assert pq.read_table(part).num_rows == SHARD
     assert not (job.out / "scores.csv").exists()
-    assert not made_up.leftovers(job.out)
     outcome = job.run("--json", "-")
     assert outcome.code == 0, outcome
-    assert outcome.document["resumed"] == 8 * done
+    assert outcome.document["resumed"] == SHARD * done
     assert batch.assert_whole(job.out, names(job)) == batch.rows(whole.out)
+    assert made_up.tree(job.out / "heatmaps") == made_up.tree(whole.out / "heatmaps")
     assert (job.out / "scores.csv").read_bytes() == (whole.out / "scores.csv").read_bytes()
 
 
@@ -61,6 +63,7 @@ def test_a_run_that_is_asked_to_stop(whole: Job, tmp_path: Path, number: signal.
         stopped = running.wait()
         running.until_gone()
     assert "same command" in stopped.err
+    assert not made_up.leftovers(job.out)
     assert_stopped_well(job, whole, stopped, code)
 
 
@@ -73,11 +76,12 @@ def test_a_second_request_stops_at_once(whole: Job, tmp_path: Path, number: sign
         for worker in running.workers():
             os.kill(worker, signal.SIGSTOP)
         os.killpg(running.process.pid, number)
-        batch.until(lambda: "same command" in running.said(), "the first answer")
+        batch.until(lambda: "once more stops at once" in running.said(), "the first answer")
         assert running.process.poll() is None
         os.killpg(running.process.pid, number)
         stopped = running.wait()
         running.until_gone()
+    assert "it took longer" not in stopped.err
     assert_stopped_well(job, whole, stopped, 128 + number)
 
 

@@ -97,7 +97,7 @@ def test_a_killed_build_goes_on_to_the_same_model(unbroken: Workplace, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["_stamp_all", "write_shard", "finish", "compress_store", "write_generation"]
+    "name", ["_plan_rows", "write_shard", "finish", "compress_store", "write_generation"]
 )
 def test_a_build_that_is_interrupted_anywhere_goes_on_to_the_same_model(
     unbroken: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -108,7 +108,7 @@ def test_a_build_that_is_interrupted_anywhere_goes_on_to_the_same_model(
 
     place = made_up.workplace(tmp_path, train=50)
     owners: dict[str, Any] = {
-        "_stamp_all": extract,
+        "_plan_rows": extract,
         "write_shard": StoreWriter,
         "finish": StoreWriter,
         "compress_store": start,

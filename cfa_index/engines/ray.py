@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from cfa_index.engines.ray_cluster import ENVIRONMENT, RayCluster, connected, environment, last_line, quiet
 from cfa_index.errors import CfaIndexError, EngineError
 
+# A process that only reads images imports this package, too, and shall not load pyarrow for it.
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data.checkpoint import CheckpointConfig
@@ -134,7 +135,7 @@ def each_on_ray(
     with connected(cluster, cpus=cluster.cpus_per_actor, gpus=cluster.gpus_per_actor):
         import ray
 
-        def call(name: str) -> Result:  # Ray takes functions only, not whatever can be called
+        def call(name: str) -> Result:  # Ray takes functions only
             return work(name)
 
         task = ray.remote(call).options(
@@ -202,15 +203,15 @@ def _plan_context(config: CheckpointConfig) -> Iterator[None]:
 
 def _begin_checkpoint(config: CheckpointConfig, done: Sequence[int]) -> None:
     """A folder that says what is done, and no more: an earlier run's may name pieces that have gone since."""
-    import pyarrow as pa  # here: workers of one machine do without
-    import pyarrow.parquet as pq
-
     folder = config.checkpoint_path.partition("://")[2] or config.checkpoint_path
     files = config.filesystem
     with suppress(FileNotFoundError):
         files.delete_dir(folder)
     files.create_dir(folder, recursive=True)
     if done:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         table = pa.table({_ID: pa.array(sorted(done), pa.int64())})
         pq.write_table(table, f"{folder}/done.parquet", filesystem=files)
 

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -80,12 +80,16 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.end()
+        self.end()
         self._threads.shutdown(wait=True)
         for process in self._processes:
             process.close()
+
+    def end(self) -> None:
+        """End every process at once, for good: calls that have no result yet raise CancelledError."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.end()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result | Lost]:
         """Call a function of a module; it, its arguments and its result can be pickled."""
@@ -135,8 +139,7 @@ class _Process:
     def call(self, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result | Lost:
         """Raises what the function raised, and EngineError where no process can be started."""
         for _ in range(_TRIES):
-            if (pipe := self._started()) is None:
-                break
+            pipe = self._started()
             try:
                 pipe.send((function, arguments))
                 if not pipe.poll(self._limit):
@@ -149,6 +152,7 @@ class _Process:
             if error is not None:
                 raise error
             return result
+        self._require_going()
         return Lost("the process that worked on it died")
 
     def end(self) -> None:
@@ -168,26 +172,29 @@ class _Process:
                 self._pipe.close()
                 self._pipe = None
 
-    def _started(self) -> Connection[Any, Any] | None:
-        """The pipe to the process; None once it has ended for good. Raises EngineError."""
+    def _started(self) -> Connection[Any, Any]:
+        """The pipe to the process. Raises EngineError, and CancelledError once it has ended for good."""
         problem = ""
         for _ in range(_STARTS):
             with self._lock:
-                if self._ended:
-                    return None
+                self._require_going()
                 if self._pipe is None:
                     problem = self._start()
-                if not problem:
+                if self._pipe is not None and not problem:
                     return self._pipe
             self.close()
-        if self._ended:
-            return None
+        self._require_going()
         # The fault of no file: else every image would be a row with an error.
         raise EngineError(
             expected="to start a process that reads images",
             got=problem,
             remedy="free some memory, or take no workers; a script needs if __name__ == '__main__'",
         )
+
+    def _require_going(self) -> None:
+        """What died may have been ended. Raises CancelledError."""
+        if self._ended:
+            raise CancelledError
 
     def _start(self) -> str:
         """What went wrong, or nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -199,12 +200,13 @@ class MapJoiner:
     def __init__(
         self, width: int, height: int, features: FeatureSpec, *, longest_px: int | None = None
     ) -> None:
-        self._stitcher = stitcher_of(width, height, features, self._keep)
-        rows, columns = self._stitcher.shape
-        self._side = 1 if longest_px is None else -(-max(rows, columns) // longest_px)
-        shape = -(-rows // self._side), -(-columns // self._side)
-        self._pixels = np.full(shape, -np.inf, dtype=np.float32)
-        self._frame = _shrunk(map_frame(width, height, features), self._side)
+        frame, side = map_frame(width, height, features), features.size_px
+        columns, rows = frame.valid[2:] if features.tile_px else (side, side)
+        block = 1 if longest_px is None else -(-max(rows, columns) // longest_px)
+        self._pixels = np.full((-(-rows // block), -(-columns // block)), -np.inf, dtype=np.float32)
+        self._frame = _shrunk(frame, block)
+        # Not a method: a map must go with its joiner, and not wait for the collector of cycles.
+        self._stitcher = stitcher_of(width, height, features, partial(_keep, self._pixels, block))
 
     def add(self, view_map: npt.NDArray[np.float32]) -> None:
         """Add the map (S, S) float32 of the next view."""
@@ -214,11 +216,13 @@ class MapJoiner:
         """The whole map. Raises SpecError where views are missing."""
         return ImageMap(pixels=self._pixels, frame=self._frame, score=self._stitcher.score)
 
-    def _keep(self, top: int, rows: npt.NDArray[np.float32]) -> None:
-        first, above = divmod(top, self._side)
-        blocks = block_maxima(rows, self._side, above)
-        kept = self._pixels[first : first + len(blocks)]
-        np.maximum(kept, blocks, out=kept)
+
+def _keep(pixels: npt.NDArray[np.float32], block: int, top: int, rows: npt.NDArray[np.float32]) -> None:
+    """Put a band into a map of which `block` x `block` pixels are one."""
+    first, above = divmod(top, block)
+    blocks = block_maxima(rows, block, above)
+    kept = pixels[first : first + len(blocks)]
+    np.maximum(kept, blocks, out=kept)
 
 
 def _shrunk(frame: Frame, side: int) -> Frame:

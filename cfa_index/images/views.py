@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cfa_index.errors import ImageError
 from cfa_index.images.decode import MAX_PIXELS, decode
 from cfa_index.images.frame import Frame
-from cfa_index.images.tiles import views_of
+from cfa_index.images.tiles import view_count, views_of
 from cfa_index.places import Entry, Place
 from cfa_index.specs import FeatureSpec
 
@@ -42,8 +42,12 @@ def read_views(
         image = decode(place.source(path), max_pixels=max_pixels)
     except ImageError as error:
         return error
-    pixels, frames = zip(*views_of(image, features), strict=True)
-    return Views(pixels=np.stack(pixels), frames=frames)
+    side, frames = features.size_px, []
+    pixels = np.empty((view_count(image.width, image.height, features), 3, side, side), dtype=np.uint8)
+    for number, (square, frame) in enumerate(views_of(image, features)):
+        pixels[number] = square
+        frames.append(frame)
+    return Views(pixels=pixels, frames=tuple(frames))
 
 
 def read_entry(

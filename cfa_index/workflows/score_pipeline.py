@@ -116,29 +116,33 @@ class Pipeline:
 
         Raises:
             DatasetError: the source is missing, or cannot be listed.
-        OutputError: something cannot be written; the shards that are written stay.
+            OutputError: something cannot be written; the shards that are written stay.
         """
         features = self._features
         reads = self.workers.ordered(read_entry, self._tasks(shards, features), window=self._window)
         writing: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
-            for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
-                found = (_pixels(result) for _, result in group)
-                scored = score_images(
-                    self.bundle.scorer,
-                    found,
-                    features=features,
-                    batch_size=self.batch_size,
-                    keep_maps=self.maps is not None or self.heatmaps is not None,
-                )
-                rows, maps, drawn = self._take(plan, scored)
-                writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
+            try:
+                for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
+                    found = (_pixels(result) for _, result in group)
+                    scored = score_images(
+                        self.bundle.scorer,
+                        found,
+                        features=features,
+                        batch_size=self.batch_size,
+                        keep_maps=self.maps is not None or self.heatmaps is not None,
+                    )
+                    rows, maps, drawn = self._take(plan, scored)
+                    writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
+                    with self.waits.timed("write"):
+                        while len(writing) > _SHARDS_BEHIND or (writing and writing[0].done()):
+                            writing.popleft().result()
                 with self.waits.timed("write"):
-                    while len(writing) > _SHARDS_BEHIND or (writing and writing[0].done()):
-                        writing.popleft().result()
-            with self.waits.timed("write"):
-                for future in writing:
-                    future.result()
+                    for future in writing:
+                        future.result()
+            except BaseException:  # a shard that waits for its heatmaps would wait as long as a file may take
+                self.workers.end()
+                raise
 
     @property
     def _features(self) -> FeatureSpec:
