@@ -26,7 +26,7 @@ from cfa_index.engines import Payload, RayCluster, run_on_ray
 from cfa_index.errors import BundleError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.images import MAX_PIXELS
-from cfa_index.places import LocalPlace, Place
+from cfa_index.places import LocalPlace, Place, open_place
 from cfa_index.workflows.score import ScoreReport, list_again
 from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
 from cfa_index.workflows.score_parts import rows_bytes
@@ -95,8 +95,8 @@ def score_folder_on_ray(
     """
     run = open_run(
         bundle,
-        folder,
-        output,
+        _everywhere(folder),
+        _everywhere(output),
         threshold=threshold,
         heatmaps=heatmaps,
         maps=maps,
@@ -122,9 +122,9 @@ def score_folder_on_ray(
     )
     load = _Load(
         run=run,
-        path=bundle.path,
+        path=bundle.path.absolute(),
         device=device,
-        weights=weights,
+        weights=weights.absolute() if weights else None,
         rebuild_index=rebuild_index,
         compiled=compiled,
         threads=cluster.cpus_per_actor,
@@ -177,6 +177,12 @@ def score_folder_on_ray(
         wait_read=0.0,
         wait_write=0.0,
     )
+
+
+def _everywhere(where: Path | str) -> Path | str:
+    """A place as a process with another working directory understands it."""
+    place = open_place(where)
+    return place.root.absolute() if isinstance(place, LocalPlace) else where
 
 
 def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Listener) -> bool:
