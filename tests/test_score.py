@@ -14,6 +14,7 @@ import made_up
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
 from made_up import Workplace, cfa
 from numpy.typing import NDArray
@@ -286,6 +287,25 @@ def test_a_rescan_that_was_interrupted_is_done_first(
     assert run()["images"] in (10, 11)
 
 
+def test_a_rescan_stops_when_asked_and_is_done_first_the_next_time(
+    trained: Workplace, tmp_path: Path
+) -> None:
+    bundle = ModelBundle.load(trained.models / "weave")
+    folder, target = made_up.write_good(tmp_path / "in", 6), tmp_path / "out"
+    score_folder(bundle, folder, target, shard_images=4)
+    made_up.write_image(folder / "0025.png", made_up.texture(50))
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > 2  # in the middle of the walk
+
+    report = score_folder(bundle, folder, target, shard_images=4, rescan=True, stop=stop)
+    assert (report.stopped, report.images) == (True, 0)
+    report = score_folder(bundle, folder, target, shard_images=4)
+    assert (report.stopped, report.images, report.resumed) == (False, 7, 6)
+
+
 def test_errors_are_tried_again_when_asked(scoring: tuple[Path, Path, Run]) -> None:
     folder, target, run = scoring
     broken = ("001.png", "002.png", "007.png")
@@ -338,6 +358,27 @@ def test_scores_do_not_depend_on_what_failed_beside_them(trained: Workplace, tmp
     whole = {row["uri"]: row["score"] for row in rows_of(tmp_path / "whole")}
     for row in rows_of(tmp_path / "broken"):
         assert row["error"] or row["score"] == whole[row["uri"]]
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_good(
+    trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = ModelBundle.load(trained.models / "weave")
+    folder, target = made_up.write_good(tmp_path / "in", 3), tmp_path / "out"
+    real = Scorer.score_pixels
+
+    def overflowing(self: Scorer, *args: Any, **options: Any) -> Any:
+        found = real(self, *args, **options)
+        with torch.inference_mode():
+            found.maps[1, 0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(Scorer, "score_pixels", overflowing)
+    report = score_folder(bundle, folder, target, maps=True)
+    assert report.rejected == 1
+    assert [row["score"] is None for row in rows_of(target)] == [False, True, False]
+    assert "finite score" in rows_of(target)[1]["error"]
+    assert np.isnan(maps_of(target)[1]).all()
 
 
 def test_workers_and_threads_give_the_same_rows(trained: Workplace, tmp_path: Path) -> None:

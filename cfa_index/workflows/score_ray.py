@@ -134,7 +134,7 @@ def score_folder_on_ray(
         claim(run.target, run.settings)
         run.target.sweep()
         listing = run.listing()
-        list_again(listing, rescan, listener)
+        list_again(listing, rescan, stop, listener)
         whole = _list_to_the_end(listing, stop, listener)
         before = _left_before(run, listing.parts, retry_errors) if whole else []
         images = resumed = sum(left.images for left in before)
@@ -186,7 +186,7 @@ def _everywhere(where: Path | str) -> Path | str:
 
 
 def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Listener) -> bool:
-    """Walk the source; whether it came to the end. Raises DatasetError, OutputError."""
+    """Walk the source; whether it came to the end, a rescan before it too. Raises DatasetError, OutputError."""
     walk = threading.Thread(target=listing.write, name="cfa-index-list")
     with stage(listener, "list", None, "shards") as advance:
         walk.start()
@@ -202,7 +202,7 @@ def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Liste
             listing.stop()
             walk.join()
     listing.check()
-    return listing.total is not None
+    return listing.total is not None and not listing.is_interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
