@@ -72,15 +72,18 @@ def take_lock(file: Path) -> IO[str] | None:
     """Hold a lock until the result is closed, or this process dies; None when another one holds it.
 
     Raises:
-        OSError: the file cannot be opened, or is a link: what it leads to is not for us to write.
+        OSError: the file cannot be opened, or is a link: what it leads to is not for us to write; or its file
+            system has no locks.
     """
     # Appending, so that what its holder wrote stays.
     handle = open(file, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))  # noqa: SIM115
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         handle.close()
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return handle
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from s3_server import BUCKET, SECRET, s3_server
 
 from cfa_index import CfaIndexError, DatasetError, ImageError, ObjectPlace, OutputError, SpecError, open_place
 from cfa_index.places import LocalPlace
+from cfa_index.workflows.score_target import require_apart
 
 SUFFIXES = frozenset({".png", ".jpg"})
 
@@ -261,6 +262,23 @@ def test_uris_that_are_refused(uri: str) -> None:
     with pytest.raises(SpecError) as caught:
         open_place(uri)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "inside"),
+    [
+        ("s3://line-3/night", "s3://line-3/night/out", True),
+        ("s3://line-3/night", "s3://line-3/night", True),
+        ("s3://line-3", "s3://line-3/out", True),
+        ("s3://line-3/night", "s3://line-3/nights", False),
+        ("s3://line-3/night", "s3://line-4/night/out", False),
+        ("s3://line-3/night", "out", False),
+        ("in", "s3://line-3/out", False),
+    ],
+)
+def test_a_target_is_not_inside_the_source(source: str, target: str, inside: bool) -> None:
+    with pytest.raises(OutputError, match="outside") if inside else nullcontext():
+        require_apart(open_place(source), open_place(target))
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,14 @@ import made_up
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
 from made_up import Workplace, cfa
 from numpy.typing import NDArray
 
 from cfa_index import Event, ModelBundle, Scorer, StageAdvanced, StageTotal, score_folder
 from cfa_index.errors import DatasetError
+from cfa_index.places import LocalPlace
 
 ODD_NAMES = (
     "with space.png",
@@ -238,6 +240,30 @@ def test_rows_of_images_that_are_gone_stay(scoring: tuple[Path, Path, Run]) -> N
     (target / "parts" / "part-00000001.parquet").unlink()
     with pytest.raises(json.JSONDecodeError):  # no document, since a share may not be mounted
         run()
+    folder.mkdir()  # which is what its mount point looks like
+    with pytest.raises(json.JSONDecodeError):
+        run()
+
+
+def test_a_source_that_goes_in_the_middle_ends_the_run(
+    scoring: tuple[Path, Path, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, run = scoring
+    real = LocalPlace.require
+    asked: list[LocalPlace] = []
+
+    def going(self: LocalPlace) -> None:
+        asked.append(self)
+        if len(asked) == 2:
+            folder.rename(folder.with_name("away"))
+        real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalPlace, "require", going)
+        with pytest.raises(json.JSONDecodeError):
+            run()
+    folder.with_name("away").rename(folder)
+    assert run()["rejected"] == 0  # no row says that its image was missing
 
 
 def test_a_rescan_that_was_interrupted_is_done_first(
@@ -259,6 +285,25 @@ def test_a_rescan_that_was_interrupted_is_done_first(
         assert cfa("score", folder, "-c", "weave", "-o", target, "--rescan").code != 0
     assert Listing._correct is real
     assert run()["images"] in (10, 11)
+
+
+def test_a_rescan_stops_when_asked_and_is_done_first_the_next_time(
+    trained: Workplace, tmp_path: Path
+) -> None:
+    bundle = ModelBundle.load(trained.models / "weave")
+    folder, target = made_up.write_good(tmp_path / "in", 6), tmp_path / "out"
+    score_folder(bundle, folder, target, shard_images=4)
+    made_up.write_image(folder / "0025.png", made_up.texture(50))
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > 2  # in the middle of the walk
+
+    report = score_folder(bundle, folder, target, shard_images=4, rescan=True, stop=stop)
+    assert (report.stopped, report.images) == (True, 0)
+    report = score_folder(bundle, folder, target, shard_images=4)
+    assert (report.stopped, report.images, report.resumed) == (False, 7, 6)
 
 
 def test_errors_are_tried_again_when_asked(scoring: tuple[Path, Path, Run]) -> None:
@@ -313,6 +358,27 @@ def test_scores_do_not_depend_on_what_failed_beside_them(trained: Workplace, tmp
     whole = {row["uri"]: row["score"] for row in rows_of(tmp_path / "whole")}
     for row in rows_of(tmp_path / "broken"):
         assert row["error"] or row["score"] == whole[row["uri"]]
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_good(
+    trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = ModelBundle.load(trained.models / "weave")
+    folder, target = made_up.write_good(tmp_path / "in", 3), tmp_path / "out"
+    real = Scorer.score_pixels
+
+    def overflowing(self: Scorer, *args: Any, **options: Any) -> Any:
+        found = real(self, *args, **options)
+        with torch.inference_mode():
+            found.maps[1, 0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(Scorer, "score_pixels", overflowing)
+    report = score_folder(bundle, folder, target, maps=True)
+    assert report.rejected == 1
+    assert [row["score"] is None for row in rows_of(target)] == [False, True, False]
+    assert "finite score" in rows_of(target)[1]["error"]
+    assert np.isnan(maps_of(target)[1]).all()
 
 
 def test_workers_and_threads_give_the_same_rows(trained: Workplace, tmp_path: Path) -> None:

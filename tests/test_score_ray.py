@@ -268,6 +268,25 @@ def test_what_fails_in_another_process_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_paths_are_sent_as_a_process_elsewhere_understands_them(
+    bundle: ModelBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a cluster that is there have a working directory of their own."""
+    sent: dict[str, Any] = {}
+
+    def kept(pieces: int, **options: Any) -> bool:
+        sent.update(options)
+        return False
+
+    monkeypatch.setattr("cfa_index.workflows.score_ray.run_on_ray", kept)
+    monkeypatch.chdir(tmp_path)
+    score_folder_on_ray(bundle, Path(os.path.relpath(folder)), "out", cluster=CLUSTER, heatmaps=True)
+    heatmaps = sent["save"].heatmaps
+    for one in (sent["fetch"].source, sent["fetch"].target, sent["save"].target, heatmaps.source):
+        assert one.root.is_absolute()
+    assert sent["make_worker"].path.is_absolute()
+
+
 def test_without_the_extra(
     bundle: ModelBundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,13 @@ def test_images_that_are_gone_or_broken_since_have_no_picture(case: Case) -> Non
     assert len(case.pictures) == 4
 
 
+def test_pictures_are_of_images_as_large_as_the_run_took(case: Case) -> None:
+    events = case.write(gallery=4, max_pixels=10)
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert [bool(row["thumbnail"]) for row in case.document["top"]] == [False] * 4
+    assert all("at most 1e-05 megapixels" in message for message in messages)
+
+
 def tail(uri: str) -> bytes:
     """The end of a file's path, of one with a stray byte what comes after it."""
     return os.fsencode(uri.rpartition("\\udcff")[2])

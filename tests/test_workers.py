@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,11 +11,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cfa_index.engines import Lost, Workers
-from cfa_index.errors import SpecError
+from cfa_index.engines import Lost, Workers, workers as workers_module
+from cfa_index.errors import EngineError, SpecError
 
 
 def double(value: int) -> int:
@@ -39,6 +42,10 @@ def deadly(value: int, folder: str = "") -> int:
     if value == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return value
+
+
+def dying(*arguments: object) -> None:
+    os._exit(1)
 
 
 def failing(value: int) -> int:
@@ -79,7 +86,7 @@ def test_no_more_is_under_way_than_the_window() -> None:
 
 
 def test_a_call_that_takes_too_long_is_lost_alone() -> None:
-    with Workers(2, time_limit_s=1.0) as workers:
+    with Workers(2, time_limit_s=1.0, functions=(slow_once,)) as workers:
         found = dict(workers.ordered(slow_once, ((n, (n,)) for n in range(6)), window=6))
     assert found.pop(2) == Lost("it took longer than 1 s")
     assert found == {n: n for n in (0, 1, 3, 4, 5)}
@@ -120,6 +127,23 @@ def test_threads_of_the_pool_end() -> None:
 def test_a_process_that_reads_and_draws_loads_nothing_heavy() -> None:
     with Workers(1, time_limit_s=60) as workers:
         assert workers.submit(imported).result() == []
+
+
+@pytest.mark.parametrize("cause", ["no process", "one that dies"])
+def test_a_machine_on_which_no_process_starts_is_an_error_and_not_a_lost_call(
+    monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """A script without a main guard, or no memory to spawn: else every image would be a row with an error."""
+
+    def refused(process: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    if cause == "no process":
+        monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", refused)
+    else:
+        monkeypatch.setattr(workers_module, "_work", dying)
+    with Workers(1, time_limit_s=30) as workers, pytest.raises(EngineError, match="to start a process"):
+        workers.submit(double, 1).result()
 
 
 @pytest.mark.parametrize(("count", "limit"), [(-1, 1.0), (1, 0.0), (1, float("nan"))])

@@ -95,9 +95,15 @@ def run_on_ray(
         # A thread of its own, so that this one can be interrupted.
         plan = threading.Thread(target=run, name="cfa-index-ray", daemon=True)
         plan.start()
-        while plan.is_alive():
+        is_last = False
+        while not is_last:
             plan.join(_POLL_S)
-            for number, told in ray.get(progress.take.remote()):
+            is_last = not plan.is_alive()  # asked before the last are taken, or some would be left
+            try:
+                told_of = ray.get(progress.take.remote())
+            except ray.exceptions.RayError as error:
+                raise _as_line(failures[0] if failures else error) from None
+            for number, told in told_of:
                 if number not in known:
                     known.add(number)
                     saved(told)

@@ -24,13 +24,14 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from cfa_index.errors import SpecError
+from cfa_index.errors import EngineError, SpecError
 
 _THREADS = 2
 """That work where there are no processes."""
 _TRIES = 2
 """A process may die of something else than its file, such as a system that is short of memory."""
-
+_STARTS = 3
+"""The same at its start."""
 _START_S = 60.0
 _DEATH_S = 5.0
 """That a killed process is waited for: one that hangs in a read of the kernel's dies later."""
@@ -136,10 +137,10 @@ class _Process:
         self._lock = threading.Lock()
 
     def call(self, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result | Lost:
-        """Raises what the function raised."""
+        """Raises what the function raised, and EngineError where no process can be started."""
         for _ in range(_TRIES):
+            pipe = self._started()
             try:
-                pipe = self._started()
                 pipe.send((function, arguments))
                 if not pipe.poll(self._limit):
                     self.close()
@@ -151,6 +152,7 @@ class _Process:
             if error is not None:
                 raise error
             return result
+        self._require_going()
         return Lost("the process that worked on it died")
 
     def end(self) -> None:
@@ -164,25 +166,53 @@ class _Process:
         """Stop it and take its pipe away; nobody may be waiting for a result."""
         with self._lock:
             if self._pipe is not None:
-                self._process.kill()
-                self._process.join(_DEATH_S)
+                if self._process is not None:
+                    self._process.kill()
+                    self._process.join(_DEATH_S)
                 self._pipe.close()
                 self._pipe = None
 
     def _started(self) -> Connection[Any, Any]:
-        with self._lock:
-            if self._ended:
-                raise CancelledError
-            if self._pipe is None:
-                context = multiprocessing.get_context("spawn")
-                self._pipe, theirs = context.Pipe()
-                self._process = context.Process(target=_work, args=(theirs, self._functions), daemon=True)
-                self._process.start()
-                theirs.close()
-                if not self._pipe.poll(_START_S):
-                    raise EOFError
-                self._pipe.recv()
-            return self._pipe
+        """The pipe to the process. Raises EngineError, and CancelledError once it has ended for good."""
+        problem = ""
+        for _ in range(_STARTS):
+            with self._lock:
+                self._require_going()
+                if self._pipe is None:
+                    problem = self._start()
+                if self._pipe is not None and not problem:
+                    return self._pipe
+            self.close()
+        self._require_going()
+        # The fault of no file: else every image would be a row with an error.
+        raise EngineError(
+            expected="to start a process that reads images",
+            got=problem,
+            remedy="free some memory, or take no workers; a script needs if __name__ == '__main__'",
+        )
+
+    def _require_going(self) -> None:
+        """What died may have been ended. Raises CancelledError."""
+        if self._ended:
+            raise CancelledError
+
+    def _start(self) -> str:
+        """What went wrong, or nothing."""
+        context = multiprocessing.get_context("spawn")
+        try:
+            self._pipe, theirs = context.Pipe()
+            with theirs:
+                process = context.Process(target=_work, args=(theirs, self._functions), daemon=True)
+                process.start()
+            self._process = process
+            if not self._pipe.poll(_START_S):
+                return f"none within {_START_S:g} s"
+            self._pipe.recv()
+        except EOFError:
+            return "one that died at once"
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
 
 def _work(pipe: Connection[Any, Any], functions: tuple[Callable[..., Any], ...]) -> None:

@@ -38,12 +38,18 @@ class LocalPlace:
         return printable(str(self.root.resolve()))
 
     def require(self) -> None:
-        """See `Place.require`."""
+        """See `Place.require`. A folder that is empty counts as missing: so a share looks that is not mounted."""
         try:
-            with os.scandir(self.root):
-                return
+            with os.scandir(self.root) as entries:
+                is_empty = next(entries, None) is None
         except OSError as error:
             raise self._missing(error) from error
+        if is_empty:
+            raise DatasetError(
+                expected=f"images in {printable(str(self.root))}",
+                got="an empty folder",
+                remedy="check that its disk or share is mounted",
+            )
 
     def walk(self, suffixes: frozenset[str], after: bytes = b"") -> Iterator[Entry]:
         """See `Place.walk`. Folders behind links are not entered; one named x.png is given like a file."""

@@ -40,7 +40,7 @@ class Place(Protocol):
         """How settings and messages call it."""
 
     def require(self) -> None:
-        """Raise DatasetError when the place is not there."""
+        """Raise DatasetError when the place is not there; images were listed in it before."""
 
     def walk(self, suffixes: frozenset[str], after: bytes = b"") -> Iterator[Entry]:
         """Files with one of the suffixes, at any depth, ascending by path, those beyond `after`.

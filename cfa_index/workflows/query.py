@@ -12,7 +12,7 @@ from PIL import Image
 
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import ImageScore, MemorySource, ModelBundle, ViewScore
-from cfa_index.images import as_image
+from cfa_index.images import MAX_PIXELS, as_image
 from cfa_index.report import PatchPicture, query_panel
 
 _APART = 1.5
@@ -85,7 +85,12 @@ class QueryResult:
 
 @shared_threads()
 def query(
-    bundle: ModelBundle, path: Path | bytes, *, patches: int = 4, threshold: float | None = None
+    bundle: ModelBundle,
+    path: Path | bytes,
+    *,
+    patches: int = 4,
+    threshold: float | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> QueryResult:
     """Score one image and find what its worst patches matched.
 
@@ -94,13 +99,14 @@ def query(
         path: of the image, or its file's content; the result's path is then empty.
         patches: how many of the worst, no two touching each other.
         threshold: in place of the model's own.
+        max_pixels: as in `decode`.
 
     Raises:
         ImageError: the image cannot be read.
         SpecError: the threshold is not finite.
     """
     limit = bundle.threshold_or(threshold)
-    image = as_image(path)
+    image = as_image(path, max_pixels=max_pixels)
     verdict = bundle.score([image], threshold=limit)[0]
     grid = bundle.manifest.spec.features.grid
     worst = []

@@ -128,7 +128,7 @@ def score_folder(
         claim(run.target, run.settings)
         run.target.sweep()
         listing = run.listing()
-        list_again(listing, rescan, listener)
+        list_again(listing, rescan, stop, listener)
         with (
             _listing_ahead(listing),
             Workers(workers, time_limit_s=time_limit_s, functions=(read_entry, Heatmaps.draw)) as pool,
@@ -221,11 +221,11 @@ class _Progress:
         self._old = self._new = 0
 
 
-def list_again(listing: Listing, rescan: bool, listener: Listener) -> None:
+def list_again(listing: Listing, rescan: bool, stop: Callable[[], bool], listener: Listener) -> None:
     """Before scoring, since it may change the list of what is scored already."""
     if rescan or listing.is_interrupted:
         with stage(listener, "list", None, "images"):
-            listing.rescan()
+            listing.rescan(stop)
     elif listing.is_whole:
         listener(
             Notice(message="the images that an earlier run listed; --rescan looks for new and changed ones")

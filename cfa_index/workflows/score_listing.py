@@ -13,9 +13,9 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from typing import Any
 
 import pyarrow as pa
@@ -142,8 +142,11 @@ class Listing:
                 self._stopped = True
                 self._known.notify_all()
 
-    def rescan(self) -> None:
+    def rescan(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Walk the source again and merge the walk with the list; before `write`, and before `shards`.
+
+        Args:
+            stop: asked for each image; True ends the walk, which then counts as interrupted.
 
         Raises:
             DatasetError: the source cannot be walked.
@@ -155,7 +158,8 @@ class Listing:
         scans = [self._read(number).scan for number in range(self._parts)]
         scan = max([int(ended["scans"]) - 1, *scans]) + 1
         self._target.write(_ENDED, json.dumps({**ended, "rescanning": True}).encode())
-        self._extend(self._new(self._source.walk(SUFFIXES), scans), scan=scan)
+        found = takewhile(lambda _: not self._is_stopped(stop), self._source.walk(SUFFIXES))
+        self._extend(self._new(found, scans), scan=scan)
 
     def entry(self, image_id: int) -> Entry:
         """The file behind a row of the scores. Raises OutputError."""
@@ -190,6 +194,10 @@ class Listing:
             self._known.wait_for(lambda: number < self._parts or self._stopped)
             return number < self._parts
 
+    def _is_stopped(self, stop: Callable[[], bool]) -> bool:
+        self._stopped = self._stopped or stop()
+        return self._stopped
+
     def _extend(self, new: Iterator[Entry], scan: int) -> None:
         """Append entries as shards of a scan, and note that it has come to its end."""
         images = sum(len(self._read(number).entries) for number in range(self._parts))
@@ -200,7 +208,9 @@ class Listing:
                 self._known.notify_all()
             images += len(some)
             if self._stopped:
-                return
+                break
+        if self._stopped:
+            return
         self._target.write(_ENDED, json.dumps({"images": images, "scans": scan + 1}).encode())
         self.total = images
 

@@ -156,14 +156,12 @@ class Pipeline:
     def _tasks(
         self, shards: Iterable[Shard], features: FeatureSpec
     ) -> Iterator[tuple[tuple[_Plan, int], tuple[Any, ...]]]:
-        checked = False
         for shard in shards:
             if self.stop():
                 return
             plan = self._plan(shard)
-            if plan.positions and not checked:
-                self.source.require()  # or a share that is not mounted would be a million errors
-                checked = True
+            if plan.positions:
+                self.source.require()  # or a share that has gone would be a million errors
             for position in plan.positions:
                 yield (plan, position), (self.source, shard.entries[position], features, self.max_pixels)
 

@@ -26,7 +26,7 @@ from cfa_index.engines import Payload, RayCluster, run_on_ray
 from cfa_index.errors import BundleError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.images import MAX_PIXELS
-from cfa_index.places import LocalPlace, Place
+from cfa_index.places import LocalPlace, Place, open_place
 from cfa_index.workflows.score import ScoreReport, list_again
 from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
 from cfa_index.workflows.score_parts import rows_bytes
@@ -95,8 +95,8 @@ def score_folder_on_ray(
     """
     run = open_run(
         bundle,
-        folder,
-        output,
+        _everywhere(folder),
+        _everywhere(output),
         threshold=threshold,
         heatmaps=heatmaps,
         maps=maps,
@@ -122,9 +122,9 @@ def score_folder_on_ray(
     )
     load = _Load(
         run=run,
-        path=bundle.path,
+        path=bundle.path.absolute(),
         device=device,
-        weights=weights,
+        weights=weights.absolute() if weights else None,
         rebuild_index=rebuild_index,
         compiled=compiled,
         threads=cluster.cpus_per_actor,
@@ -134,7 +134,7 @@ def score_folder_on_ray(
         claim(run.target, run.settings)
         run.target.sweep()
         listing = run.listing()
-        list_again(listing, rescan, listener)
+        list_again(listing, rescan, stop, listener)
         whole = _list_to_the_end(listing, stop, listener)
         before = _left_before(run, listing.parts, retry_errors) if whole else []
         images = resumed = sum(left.images for left in before)
@@ -179,8 +179,14 @@ def score_folder_on_ray(
     )
 
 
+def _everywhere(where: Path | str) -> Path | str:
+    """A place as a process with another working directory understands it."""
+    place = open_place(where)
+    return place.root.absolute() if isinstance(place, LocalPlace) else where
+
+
 def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Listener) -> bool:
-    """Walk the source; whether it came to the end. Raises DatasetError, OutputError."""
+    """Walk the source; whether it came to the end, a rescan before it too. Raises DatasetError, OutputError."""
     walk = threading.Thread(target=listing.write, name="cfa-index-list")
     with stage(listener, "list", None, "shards") as advance:
         walk.start()
@@ -196,7 +202,7 @@ def _list_to_the_end(listing: Listing, stop: Callable[[], bool], listener: Liste
             listing.stop()
             walk.join()
     listing.check()
-    return listing.total is not None
+    return listing.total is not None and not listing.is_interrupted
 
 
 @dataclass(frozen=True, kw_only=True)

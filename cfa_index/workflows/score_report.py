@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,7 @@ from PIL import Image
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
+from cfa_index.images import MAX_PIXELS
 from cfa_index.places import Place
 from cfa_index.report import (
     ScoredRow,
@@ -25,7 +28,7 @@ from cfa_index.report import (
     png_bytes,
     score_page_text,
 )
-from cfa_index.workflows.query import query, query_picture
+from cfa_index.workflows.query import QueryResult, query, query_picture
 from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_parts import PARTS, REPORT_FILE, Parts
 from cfa_index.workflows.score_target import CSV_FILE
@@ -45,6 +48,7 @@ def write_report(
     *,
     shard_images: int,
     threshold: float | None,
+    max_pixels: int = MAX_PIXELS,
     gallery: int = 60,
     credit: str = "",
     facts: Sequence[tuple[str, str]] = (),
@@ -61,6 +65,7 @@ def write_report(
         target: with the parts; held by the caller.
         shard_images: images a part, as when they were made.
         threshold: that was applied.
+        max_pixels: as in `decode`.
         gallery: images of the highest scores that are shown, with 0.2 MB of pictures each.
         credit: whom the images are from; on the page and in the pictures.
         facts: (label, value) each, for the head of the page beside the model, the folder and the versions.
@@ -75,7 +80,8 @@ def write_report(
     tally = Tally(survey, threshold, top=gallery, bottom=_BOTTOM_ROWS)
     for rows in _rows(target):
         tally.add(rows)
-    top = tuple(_pictured(bundle, source, target, tally, shard_images, threshold, credit, listener))
+    show = partial(query, bundle, threshold=threshold, max_pixels=max_pixels)
+    top = tuple(_pictured(show, source, target, tally, shard_images, credit, listener))
     page = ScorePage(
         title=f"{bundle.manifest.category}: {survey.images:,} images",
         facts=(*_facts(bundle, source), *facts),
@@ -108,12 +114,11 @@ def _rows(target: Place) -> Iterator[ScoreRows]:
 
 
 def _pictured(
-    bundle: ModelBundle,
+    show: Callable[[Path | bytes], QueryResult],
     source: Place,
     target: Place,
     tally: Tally,
     shard_images: int,
-    threshold: float | None,
     credit: str,
     listener: Listener,
 ) -> Iterator[ScoredRow]:
@@ -124,7 +129,7 @@ def _pictured(
             # Names of our own: an image's may hold anything.
             thumbnail, panel = (f"{_PICTURES}/{image_id:08d}_{kind}" for kind in ("thumb.jpg", "panel.png"))
             try:
-                result = query(bundle, source.source(listing.entry(image_id).path), threshold=threshold)
+                result = show(source.source(listing.entry(image_id).path))
             except ImageError as error:
                 listener(Notice(message=f"no picture: {error}"))
                 yield _row(tally, score, uri)

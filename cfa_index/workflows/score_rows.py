@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -92,8 +93,17 @@ def score_images(
                 parts = _Parts(views, features, keep_maps)
             parts.add(maps[slot])
             if number + 1 == len(views.frames):
-                yield parts.scored()
+                yield _with_a_number(parts.scored())
                 parts = None
+
+
+def _with_a_number(scored: Scored) -> Scored:
+    """A result, or the error of one that is no number: it is not above any threshold, and so would count as good."""
+    if scored.score is None or math.isfinite(scored.score):
+        return scored
+    return Scored(
+        error=f"expected a finite score, got {scored.score}; check the model's weights, and score without bf16"
+    )
 
 
 def _squares(reads: Iterable[Views | str]) -> Iterator[tuple[Views | str, int]]:

@@ -87,6 +87,7 @@ class ScoreRun:
                 self.target,
                 shard_images=self.shard_images,
                 threshold=self.limit,
+                max_pixels=self.max_pixels,
                 gallery=gallery,
                 credit=self.credit,
                 listener=listener,

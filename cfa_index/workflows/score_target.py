@@ -26,12 +26,14 @@ def require_apart(source: Place, target: Place) -> None:
     Raises:
         OutputError: it is inside.
     """
-    if not (isinstance(source, LocalPlace) and isinstance(target, LocalPlace)):
-        return
-    if target.root.resolve().is_relative_to(source.root.resolve()):
+    if isinstance(source, LocalPlace) and isinstance(target, LocalPlace):
+        inside = target.root.resolve().is_relative_to(source.root.resolve())
+    else:
+        inside = f"{target.uri}/".startswith(f"{source.uri}/")
+    if inside:
         raise OutputError(
-            expected=f"an output folder outside {source.root}",
-            got=str(target.root),
+            expected=f"an output outside {source.uri}",
+            got=target.uri,
             remedy="choose another -o, or its pictures would be scored too",
         )
 
