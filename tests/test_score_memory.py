@@ -67,7 +67,7 @@ def test_a_walk_through_one_large_folder_is_bounded_too(
     """Beyond a number of names, here 1,000, sorted runs lie in files; the order is the same."""
     for image in range(20_000):
         os.mknod(tmp_path / f"{(image * 7919) % 20_000:06d}.png")
-    monkeypatch.setattr("cfa_index.places._HELD", 1000)
+    monkeypatch.setattr("cfa_index.places.local._HELD", 1000)
     count, held = walked(tmp_path)
     assert count == 20_000
     assert held < MEBIBYTE, held
