@@ -114,7 +114,10 @@ def test_a_tenth_of_the_images_is_broken_in_every_way(
 ) -> None:
     mix = mixture(tmp_path / "in", count)
     job = Job(
-        place=scorable, folder=mix.folder, out=tmp_path / "out", options=("--shard-images", count // 10)
+        place=scorable,
+        folder=mix.folder,
+        out=tmp_path / "out",
+        options=("--shard-images", count // 10, "--gallery", 4),
     )
     around = set(batch.paths(tmp_path))
     outcome = vanish_while_it_waits(job, mix)
@@ -135,7 +138,7 @@ def small(scorable: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Job:
         place=scorable,
         folder=folder,
         out=root / "out",
-        options=("--shard-images", 16, "--heatmaps", "--workers", 2),
+        options=("--shard-images", 16, "--heatmaps", "--workers", 2, "--no-report"),
     )
     outcome = job.run("--json", "-")
     assert outcome.code == 3, outcome

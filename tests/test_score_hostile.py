@@ -221,7 +221,7 @@ def test_bombs_are_refused_before_they_are_decoded(scorable: Workplace, tmp_path
             place=scorable,
             folder=folder,
             out=tmp_path / f"out {name}",
-            options=("--workers", 1, "--max-pixels", 90_000_000),
+            options=("--workers", 1, "--max-pixels", 90_000_000, "--no-report"),
         )
         with job.start() as running:
             peak = batch.watched(running)
