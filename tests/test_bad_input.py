@@ -15,6 +15,7 @@ from typing import Any
 import made_up
 import pytest
 import torch
+from disks import fill, small_disk
 from made_up import QUICK, Workplace, cfa
 from vectors import clustered
 
@@ -423,30 +424,8 @@ def test_a_model_without_weights_and_without_a_file(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own: 16 MB, really full when it is full, also for root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True
-        )
-    except OSError as error:
-        pytest.skip(f"no mount here: {error}")
-    if done.returncode != 0:
-        pytest.skip(f"no mount here: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "16m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path, *, leave: int) -> None:
-    """Take all but `leave` bytes of the disk."""
-    filler = disk / "filler"
-    filler.unlink(missing_ok=True)
-    free = shutil.disk_usage(disk).free
-    with filler.open("wb") as handle:
-        handle.write(bytes(max(0, free - leave)))
 
 
 def make_read_only(disk: Path) -> None:

@@ -16,6 +16,7 @@ import batch
 import made_up
 import pytest
 from batch import Job
+from disks import fill, small_disk
 from made_up import Workplace, cfa
 
 from cfa_index import OutputError
@@ -269,27 +270,8 @@ def test_a_second_run_is_refused_and_names_the_first(scorable: Workplace, tmp_pa
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own, really full when it is full, also for root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
-        )
-    except OSError as error:
-        pytest.skip(f"no mount here: {error}")
-    if done.returncode != 0:
-        pytest.skip(f"no mount here: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "4m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path, leave: int) -> None:
-    """Take all but `leave` bytes of the disk."""
-    free = shutil.disk_usage(disk).free
-    (disk / "filler").write_bytes(bytes(max(0, free - leave)))
 
 
 def test_a_disk_that_is_full_sooner_or_later(scorable: Workplace, disk: Path, tmp_path: Path) -> None:
@@ -304,7 +286,7 @@ def test_a_disk_that_is_full_sooner_or_later(scorable: Workplace, disk: Path, tm
     seen = set()
     for leave in [0, 4096, 12_288, *range(20_480, size, max(size // 6, 8192))]:
         job = replace(whole, out=disk / f"out{leave}")
-        fill(disk, leave)
+        fill(disk, leave=leave)
         outcome = job.run()
         (disk / "filler").unlink()
         if outcome.code == 0:
