@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import sync_playwright
 
 from benchmarks.picture import plate, plate_model
-from cfa_index import open_place, save_picture, score_folder, set_threads, write_report
+from cfa_index import save_picture, score_folder, set_threads
 
 _LINES = ("line 1/early shift", "line 1/late shift", "line 2/early shift", "line 2/late shift")
 _FIRST_SEED = 20_000
-_COLOURS = 128
+_COLOURS = 256
 _BROKEN = 2
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--images", type=int, default=400, help="that are scored")
+    parser.add_argument("--images", type=int, default=120, help="that are scored")
     parser.add_argument("--keep", type=Path, help="also copy the report here")
     given = parser.parse_args()
     set_threads(2)
@@ -91,15 +91,9 @@ def main() -> None:
         folder = Path(name)
         source, target = folder / "night shift", folder / "scores"
         write_shift(source, given.images, flawed_every=12)
-        bundle = plate_model(folder, 160)
-        scored = score_folder(bundle, source, target, shard_images=128)
-        write_report(
-            bundle,
-            open_place(source),
-            open_place(target),
-            shard_images=128,
-            threshold=scored.threshold,
-            credit="Made-up images (benchmarks/report_picture.py)",
+        bundle = plate_model(folder, 100)
+        scored = score_folder(
+            bundle, source, target, gallery=60, credit="Made-up images (benchmarks/report_picture.py)"
         )
         save_picture(screenshot(target / "report.html", 1240, 980), given.output)
         if given.keep is not None:

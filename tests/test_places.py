@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cfa_index.errors import DatasetError, OutputError
-from cfa_index.places import Entry, LocalPlace
+from cfa_index.places import Entry, LocalPlace, local
 
 SUFFIXES = frozenset({".png", ".jpg"})
 NAMES = st.text("ab-.0/é", min_size=1, max_size=12)
@@ -51,7 +51,7 @@ def test_runs_on_disk_give_the_same_order(tmp_path: Path, monkeypatch: pytest.Mo
     names = [f"{(number * 37) % 101}{'x' * (number % 3)}.png" for number in range(100)]
     place = write(tmp_path, *names, "sub/a.png", "sub-b.png", "new\nline.png")
     whole = paths(place)
-    monkeypatch.setattr("cfa_index.places.local._HELD", 7)
+    monkeypatch.setattr(local, "_HELD", 7)
     assert paths(place) == whole
     assert len(whole) == len(set(names)) + 3
 
