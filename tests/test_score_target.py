@@ -246,12 +246,21 @@ def test_links_in_the_target_lead_nowhere_else(finished: Job, tmp_path: Path, na
 # ------------------------------------------------------------------------------------ two at once
 
 
+def all_stand_still(pid: int) -> bool:
+    """A signal stops one thread of a process after the other."""
+    states = [
+        file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
 def test_a_second_run_is_refused_and_names_the_first(scorable: Workplace, tmp_path: Path) -> None:
     folder = batch.write_images(tmp_path / "in", 60)
     job = Job(place=scorable, folder=folder, out=tmp_path / "out", options=SMALL_SHARDS)
     with job.start() as first:
         first.until_parts(1)
         first.send(signal.SIGSTOP)
+        first.until(lambda: all_stand_still(first.process.pid), "stand still")
         before = all_but_lock(job.out)
         line = job.run().error_line
         assert str(first.process.pid) in line
