@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +249,7 @@ def test_a_second_run_is_refused_and_names_the_first(scorable: Workplace, tmp_pa
     job = Job(place=scorable, folder=folder, out=tmp_path / "out", options=SMALL_SHARDS)
     with job.start() as first:
         first.until_parts(1)
-        first.send(signal.SIGSTOP)
+        first.pause()
         before = all_but_lock(job.out)
         line = job.run().error_line
         assert str(first.process.pid) in line
@@ -313,8 +312,8 @@ def test_a_disk_that_fills_up_in_the_middle(scorable: Workplace, disk: Path, tmp
     job = Job(place=scorable, folder=folder, out=disk / "out", options=(*SMALL_SHARDS, "--workers", 1))
     with job.start() as running:
         running.until_parts(1)
-        running.send(signal.SIGSTOP)
-        fill(disk, 0)
+        running.pause()
+        fill(disk, leave=0)
         running.send(signal.SIGCONT)
         outcome = running.wait()
         running.until_gone()
