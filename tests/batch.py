@@ -133,6 +133,17 @@ class Running:
         """A signal to the run alone."""
         self.process.send_signal(number)
 
+    def pause(self) -> None:
+        """Stop the run alone; when this returns, none of its threads goes on until SIGCONT."""
+        self.send(signal.SIGSTOP)
+        tasks = Path("/proc") / str(self.process.pid) / "task"
+
+        def stopped() -> bool:
+            states = [_of_process(self.process.pid, f"task/{task.name}/stat") for task in tasks.iterdir()]
+            return all(state.rpartition(b")")[2].split()[:1] == [b"T"] for state in states if state)
+
+        until(stopped, "a pause")
+
     def kill(self) -> None:
         """kill -9 of the run alone; what it started must notice by itself."""
         self.process.kill()

@@ -83,7 +83,7 @@ def vanish_while_it_waits(job: Job, mix: Mixture) -> Outcome:
     with job.start("--json", "-") as running:
         running.until(lambda: (job.out / "listing" / "ended.json").exists(), "the end of the listing")
         running.until_parts(1)
-        running.send(signal.SIGSTOP)
+        running.pause()
         done = len(batch.rows(job.out))
         for name in mix.vanishing:
             (mix.folder / os.fsdecode(name)).unlink()
