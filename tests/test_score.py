@@ -215,15 +215,30 @@ def test_a_rescan_scores_what_is_new_or_has_changed(scoring: tuple[Path, Path, R
     made_up.write_image(folder / "0035.png", made_up.texture(50))
     assert (run()["images"], run()["resumed"]) == (10, 10)  # the list of the first run
     again = run("--rescan")
-    # The shard of 005, and that of the new image.
-    assert (again["images"], again["rejected"], again["resumed"]) == (11, 0, 6)
+    assert (again["images"], again["rejected"], again["resumed"]) == (11, 0, 9)
     assert heatmap_ids(target) == [*range(10), 12]
     assert rows_of(target)[-1]["uri"] == "0035.png"
     # Of the same size, so that the time alone tells.
     image = folder / "000.png"
     os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
-    assert run("--rescan")["resumed"] == 7
+    assert run("--rescan")["resumed"] == 10
     assert run("--rescan")["resumed"] == 11
+
+
+def test_a_changed_image_costs_its_neighbours_nothing(scoring: tuple[Path, Path, Run]) -> None:
+    """Those that are gone keep their scores, maps and heatmaps, in the shard of the changed one, too."""
+    folder, target, run = scoring
+    run("--maps")
+    before, maps = rows_of(target), maps_of(target)
+    (folder / "004.png").unlink()
+    made_up.write_image(folder / "005.png", made_up.texture(70))
+    again = run("--maps", "--rescan")
+    assert (again["images"], again["rejected"], again["resumed"]) == (10, 0, 9)
+    after = rows_of(target)
+    assert [row["image_id"] for row, then in zip(after, before, strict=True) if row != then] == [5]
+    others = [number for number in range(10) if number != 5]
+    np.testing.assert_array_equal(maps_of(target)[others], maps[others])
+    assert heatmap_ids(target) == list(range(10))
 
 
 def test_rows_of_images_that_are_gone_stay(scoring: tuple[Path, Path, Run]) -> None:

@@ -152,8 +152,8 @@ def test_a_changed_byte_in_a_part_or_in_the_list_is_noticed(finished: Job, tmp_p
     shutil.copytree(finished.out, tmp_path / "out")
     target = LocalPlace(tmp_path / "out")
     shard = read_shard(target, 1, 4)
-    table = Parts(target).read(shard)
-    assert table is not None
+    rows = Parts(target).read(shard)
+    assert all(rows)
     for file in (tmp_path / "out" / "parts", tmp_path / "out" / "listing"):
         file /= "part-00000001.parquet"
         whole = file.read_bytes()
@@ -165,9 +165,9 @@ def test_a_changed_byte_in_a_part_or_in_the_list_is_noticed(finished: Job, tmp_p
             try:
                 found = Parts(target).read(read_shard(target, 1, 4))
             except OutputError:
-                found = None
-            assert found is None or found.to_pylist() == table.to_pylist(), position
-            noticed += found is None
+                found = [None]
+            assert None in found or found == rows, position
+            noticed += None in found
         assert noticed > len(whole) / 23 / 2
         file.write_bytes(whole)
 

@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         strides: of the levels, finest first.
         channels: C_l, one for each stride.
         origin: where the weights came from.
-        precision: `fp32` until `for_inference`.
+        precision, compiled: `fp32` and not, until `for_inference`.
     """
 
     mean: Tensor
@@ -50,6 +50,7 @@ class Backbone(nn.Module):
         self.channels = tuple(entry.channels[stride] for stride in strides)
         self.origin = origin
         self.precision: Precision = "fp32"
+        self.compiled = False
         self._computes_in = torch.float32
         self.trunk = trunk
         self._divided = entry.divided
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
         if precision == "bf16" and not any(map(_is_depthwise, self.trunk.modules())):
             self._computes_in = torch.bfloat16
             self.trunk.to(self._computes_in)
+        self.compiled = compiled
         if compiled:
             self.trunk.compile(dynamic=False, options={"freezing": True})
         return self

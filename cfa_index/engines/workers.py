@@ -140,20 +140,29 @@ class _Process:
         """Raises what the function raised, and EngineError where no process can be started."""
         for _ in range(_TRIES):
             pipe = self._started()
+            # Sending and receiving may hang, too, when a process stands still in the middle of a large message.
+            late = threading.Event()
+            deadline = threading.Timer(self._limit, self._overdue, [late])
+            deadline.start()
             try:
                 pipe.send((function, arguments))
-                if not pipe.poll(self._limit):
-                    self.close()
-                    return Lost(f"it took longer than {self._limit:g} s")
                 error, result = cast("tuple[Exception | None, Result]", pipe.recv())
             except (EOFError, OSError):  # of the pipe to a process that has died
                 self.close()
+                if late.is_set():
+                    return Lost(f"it took longer than {self._limit:g} s")
                 continue
+            finally:
+                deadline.cancel()
             if error is not None:
                 raise error
             return result
         self._require_going()
         return Lost("the process that worked on it died")
+
+    def _overdue(self, late: threading.Event) -> None:
+        late.set()
+        self._process.kill()
 
     def end(self) -> None:
         """For good; a thread that waits for a result sees the pipe end."""

@@ -56,6 +56,8 @@ class LocalPlace:
         root = os.fsencode(self.root)
         try:
             first = _keys(root, suffixes)
+        except OutputError:  # no room to sort its names
+            raise
         except OSError as error:
             raise self._missing(error) from error
         return _walk(root, first, suffixes, after)
@@ -149,6 +151,8 @@ def _walk(root: bytes, first: Iterator[bytes], suffixes: frozenset[str], after: 
                 continue
             try:
                 levels.append((path, _keys(os.path.join(root, path), suffixes)))  # noqa: PTH118 - bytes
+            except OutputError:  # no room to sort its names
+                raise
             except OSError as error:
                 if path > after:
                     reason = f"expected a folder that can be read, got {error.strerror or error}"
@@ -178,11 +182,12 @@ def _keys(folder: bytes, suffixes: frozenset[str]) -> Iterator[bytes]:
 
 
 def _run(names: list[bytes]) -> IO[bytes]:
-    """A file without a name that holds the names in order, each with its length before it."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads it
-    for name in sorted(names):
-        file.write(len(name).to_bytes(4, "little") + name)
-    file.seek(0)
+    """A file without a name that holds the names in order, each with its length before it. Raises OutputError."""
+    with writing(Path(tempfile.gettempdir())):
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads it
+        for name in sorted(names):
+            file.write(len(name).to_bytes(4, "little") + name)
+        file.seek(0)
     return file
 
 

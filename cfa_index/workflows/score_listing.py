@@ -3,7 +3,7 @@
 A part of the list is a shard. A resumed run reads the parts that are there and goes on behind the last path of
 them. A scan is one walk over the source; its parts are ascending by path. `rescan` walks again and merges that
 walk with the scans before: new images become new shards, an image whose size or time has changed is corrected in
-its shard, which is scored again, and one that is gone keeps its row.
+its shard and scored again, and one that is gone keeps its row.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from cfa_index.places import Entry, Place
 LISTING = "listing"
 _ENDED = f"{LISTING}/ended.json"
 _SCAN = b"scan"
+_FINGERPRINT = 16
+"""Hexadecimal digits."""
 _FIELDS: list[tuple[str, pa.DataType]] = [
     ("image_id", pa.int64()),
     ("path", pa.binary()),
@@ -62,10 +64,12 @@ class Shard:
         return self.first_id + len(self.entries)
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with any name, size or time of change."""
-        files = [[uri_of(entry.path), entry.size, entry.mtime_ns, entry.error] for entry in self.entries]
-        return sha256_of_json(files)
+    def fingerprints(self) -> list[str]:
+        """Of each image: changes with its name, size or time of change."""
+        return [
+            sha256_of_json([uri_of(entry.path), entry.size, entry.mtime_ns, entry.error])[:_FINGERPRINT]
+            for entry in self.entries
+        ]
 
 
 def uri_of(path: bytes) -> str:

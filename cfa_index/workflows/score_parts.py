@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -27,6 +27,7 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
 ]
 ROWS = pa.schema(_FIELDS)
 """A row an image; score, width and height are null where there is an error."""
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,20 @@ class Parts:
 
     target: Place
 
-    def read(self, shard: Shard) -> pa.Table | None:
-        """The rows of a shard, if they are there and were made of what the shard lists now."""
+    def read(self, shard: Shard) -> list[Row | None]:
+        """The row of each image of a shard; None where there is none, or it was made of another file."""
         table = self._table(f"{PARTS}/{shard_file(shard.number)}")
-        if table is None or (table.schema.metadata or {}).get(_LISTED) != shard.fingerprint.encode():
-            return None
-        return table
+        if table is None:
+            return [None] * len(shard.entries)
+        listed = (table.schema.metadata or {}).get(_LISTED, b"").split(b",")
+        if len(listed) != len(table) or len(table) != len(shard.entries):
+            return [None] * len(shard.entries)
+        return [
+            row if then == now.encode() else None
+            for row, then, now in zip(table.to_pylist(), listed, shard.fingerprints, strict=True)
+        ]
 
-    def write(self, shard: Shard, rows: list[dict[str, Any]]) -> None:
+    def write(self, shard: Shard, rows: Sequence[Row]) -> None:
         """The rows of a shard, whole. Raises OutputError."""
         self.put(shard.number, rows_bytes(shard, rows))
 
@@ -73,7 +80,16 @@ class Parts:
         return table if table.schema.names == ROWS.names else None
 
 
-def rows_bytes(shard: Shard, rows: list[dict[str, Any]]) -> bytes:
-    """The file of a shard's rows; it says what the shard listed then."""
-    table = pa.Table.from_pylist(rows, schema=ROWS)
-    return parquet_bytes(table.replace_schema_metadata({_LISTED: shard.fingerprint}))
+def rows_bytes(shard: Shard, rows: Sequence[Row]) -> bytes:
+    """The file of a shard's rows; it says what files they are of."""
+    table = pa.Table.from_pylist(list(rows), schema=ROWS)
+    return parquet_bytes(table.replace_schema_metadata({_LISTED: ",".join(shard.fingerprints)}))
+
+
+def to_score(rows: Sequence[Row | None], *, retry_errors: bool) -> list[int]:
+    """Positions in a shard of the images without a row, or with an error that is to be tried again."""
+    return [
+        position
+        for position, row in enumerate(rows)
+        if row is None or (retry_errors and row["error"] is not None)
+    ]

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Lost, Workers
 from cfa_index.errors import ImageError
@@ -29,7 +27,7 @@ from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import Maps, ShardMaps
-from cfa_index.workflows.score_parts import Parts
+from cfa_index.workflows.score_parts import Parts, Row, to_score
 from cfa_index.workflows.score_rows import Scored, score_images
 
 _BATCHES_AHEAD = 3
@@ -67,12 +65,12 @@ class _Plan:
 
     Attributes:
         shard: it.
-        rows: that an earlier run left; empty when there are none.
+        rows: that an earlier run left, None where there is none.
         positions: of the images to score.
     """
 
     shard: Shard
-    rows: list[dict[str, Any]]
+    rows: list[Row | None]
     positions: list[int]
 
 
@@ -166,15 +164,12 @@ class Pipeline:
                 yield (plan, position), (self.source, shard.entries[position], features, self.max_pixels)
 
     def _plan(self, shard: Shard) -> _Plan:
-        table: pa.Table | None = self.parts.read(shard)
-        every = range(len(shard.entries))
-        if table is None:
-            return _Plan(shard=shard, rows=[], positions=list(every))
-        rows = table.to_pylist()
-        failed = [position for position in every if rows[position]["error"] is not None]
-        again = failed if self.retry_errors else []
-        self.advance(len(rows) - len(again), errors=len(failed) - len(again), resumed=True)
-        return _Plan(shard=shard, rows=rows, positions=again)
+        rows = self.parts.read(shard)
+        positions = to_score(rows, retry_errors=self.retry_errors)
+        kept = [row for position, row in enumerate(rows) if row is not None and position not in positions]
+        if kept:
+            self.advance(len(kept), errors=sum(row["error"] is not None for row in kept), resumed=True)
+        return _Plan(shard=shard, rows=rows, positions=positions)
 
     def _timed(self, reads: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         while True:
@@ -186,12 +181,14 @@ class Pipeline:
 
     def _take(
         self, plan: _Plan, scored: Iterator[Scored]
-    ) -> tuple[list[dict[str, Any]], ShardMaps | None, list[Future[ImageError | Lost | None]]]:
+    ) -> tuple[list[Row], ShardMaps | None, list[Future[ImageError | Lost | None]]]:
         """Rows and maps of a whole shard, and its heatmaps under way."""
         shard = plan.shard
-        rows = plan.rows or [{} for _ in shard.entries]
-        maps = self.maps.of(shard, again=bool(plan.rows)) if self.maps is not None else None
+        rows = dict(enumerate(plan.rows))
+        again = len(plan.positions) < len(rows)
+        maps = self.maps.of(shard, again=again) if self.maps is not None else None
         drawn: list[Future[ImageError | Lost | None]] = []
+        failed = 0
         for position, result in zip(plan.positions, scored, strict=True):
             entry, image_id = shard.entries[position], shard.first_id + position
             rows[position] = result.row(image_id, uri_of(entry.path), self.limit, self.bundle.sha256)
@@ -209,13 +206,16 @@ class Pipeline:
                 )
             elif self.heatmaps is not None:
                 self.heatmaps.remove(image_id, entry)
+            failed += result.error is not None
             self.advance(1, errors=int(result.error is not None))
-        return rows, maps, drawn
+        if 2 * failed > len(plan.positions):
+            self.source.require()  # it may have gone in the middle
+        return [row for row in rows.values() if row is not None], maps, drawn
 
     def _write(
         self,
         shard: Shard,
-        rows: list[dict[str, Any]],
+        rows: list[Row],
         maps: ShardMaps | None,
         drawn: list[Future[ImageError | Lost | None]],
     ) -> None:

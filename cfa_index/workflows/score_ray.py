@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,16 +28,14 @@ from cfa_index.images import MAX_PIXELS
 from cfa_index.places import LocalPlace, Place, open_place
 from cfa_index.workflows.score import ScoreReport, list_again
 from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
-from cfa_index.workflows.score_parts import rows_bytes
+from cfa_index.workflows.score_parts import Row, rows_bytes, to_score
 from cfa_index.workflows.score_rows import Scored, score_images
 from cfa_index.workflows.score_run import ScoreRun, open_run
 from cfa_index.workflows.score_shards import (
     ShardReader,
     ShardWriter,
     Told,
-    missing,
     reads_of,
-    standing_rows,
 )
 from cfa_index.workflows.score_target import LOCK_FILE, claim
 
@@ -219,9 +216,9 @@ def _left_before(run: ScoreRun, shards: int, retry_errors: bool) -> list[_Left]:
 
     def look(number: int) -> _Left:
         shard = read_shard(run.target, number, run.shard_images)
-        rows = standing_rows(run.target, shard)
-        again = missing(shard, rows, retry_errors=retry_errors)
-        kept = [row for position, row in enumerate(rows) if position not in again]
+        rows = run.parts.read(shard)
+        again = to_score(rows, retry_errors=retry_errors)
+        kept = [row for position, row in enumerate(rows) if row is not None and position not in again]
         errors = sum(row["error"] is not None for row in kept)
         return _Left(images=len(kept), errors=errors, is_done=not again)
 
@@ -291,7 +288,7 @@ class _ShardScorer:
         run = self._run
         shard = read_shard(run.target, number, run.shard_images)
         positions: list[int] = json.loads(payload["positions"])
-        rows: list[dict[str, Any]] = json.loads(payload["rows"]) or [{} for _ in shard.entries]
+        rows: list[Row] = json.loads(payload["rows"])
         scored = list(
             score_images(
                 self._bundle.scorer,

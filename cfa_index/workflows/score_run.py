@@ -149,6 +149,7 @@ def open_run(
             "heatmaps": heatmaps,
             "maps": maps,
             "precision": bundle.backbone.precision,
+            "compiled": bundle.backbone.compiled,
             "batch_size": batch_size,
             "shard_images": shard_images,
             "max_pixels": max_pixels,

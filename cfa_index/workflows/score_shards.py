@@ -6,24 +6,25 @@ read: list, earlier rows, pixels --> scored elsewhere: rows, maps --> written: m
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cfa_index.engines import Payload
-from cfa_index.errors import ImageError
+from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import Frame, Views, read_views
 from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, read_shard
-from cfa_index.workflows.score_parts import Parts
+from cfa_index.workflows.score_parts import Parts, to_score
 
 if TYPE_CHECKING:
     from cfa_index.workflows.score_maps import Maps
 
+_LARGEST_PAYLOAD = 3 << 29
+"""Bytes; Arrow takes below 2 GiB."""
 Told = dict[str, Any]
 """Of a shard that is written: `images` and `errors` that were scored now, and `problems`, lines for a person."""
 
@@ -53,8 +54,8 @@ class ShardReader:
             OutputError: the list cannot be read.
         """
         shard = read_shard(self.target, number, self.shard_images)
-        rows = standing_rows(self.target, shard)
-        positions = missing(shard, rows, retry_errors=self.retry_errors)
+        rows = Parts(self.target).read(shard)
+        positions = to_score(rows, retry_errors=self.retry_errors)
         if positions:
             self.source.require()  # or a share that this machine lacks would be a million errors
         entries = [shard.entries[position] for position in positions]
@@ -62,6 +63,13 @@ class ShardReader:
             entry.error or read_views(self.source, entry.path, self.features, self.max_pixels)
             for entry in entries
         ]
+        size = sum(read.pixels.nbytes for read in reads if isinstance(read, Views))
+        if size > _LARGEST_PAYLOAD:
+            raise SpecError(
+                expected=f"a shard of at most {_LARGEST_PAYLOAD / 2**30:.1f} GiB of squares",
+                got=f"{size / 2**30:.1f} GiB in {len(entries)} images",
+                remedy="give another -o and a smaller --shard-images",
+            )
         told = [
             [asdict(frame) for frame in read.frames] if isinstance(read, Views) else str(read)
             for read in reads
@@ -72,19 +80,6 @@ class ShardReader:
             "reads": json.dumps(told).encode(),
             "pixels": b"".join(read.pixels.tobytes() for read in reads if isinstance(read, Views)),
         }
-
-
-def standing_rows(target: Place, shard: Shard) -> list[dict[str, Any]]:
-    """The rows that an earlier run left of the very images that the shard lists now; none where there are none."""
-    table = Parts(target).read(shard)
-    return [] if table is None else table.to_pylist()
-
-
-def missing(shard: Shard, rows: Sequence[dict[str, Any]], *, retry_errors: bool) -> list[int]:
-    """Positions of the images that are to be scored."""
-    if not rows:
-        return list(range(len(shard.entries)))
-    return [number for number, row in enumerate(rows) if retry_errors and row["error"] is not None]
 
 
 def reads_of(payload: Payload, size_px: int) -> list[Views | str]:

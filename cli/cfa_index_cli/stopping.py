@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,11 +28,8 @@ class Stop:
 
 
 @contextmanager
-def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
-    """In the body the first SIGINT or SIGTERM only asks to stop; another one interrupts.
-
-    Args:
-        say: told that the work ends soon.
+def stopping() -> Iterator[Stop]:
+    """In the body the first SIGINT or SIGTERM only asks to stop, and says so; another one interrupts.
 
     Raises:
         KeyboardInterrupt: a second signal came.
@@ -43,7 +41,8 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
         again, stop.signal = stop.signal != 0, number
         if again:
             raise KeyboardInterrupt
-        say("stopping when this shard is done; once more stops at once")
+        # Not through a console: the signal may have come in the middle of its writing.
+        os.write(2, b"stopping as soon as nothing is lost; once more stops at once\n")
 
     before = {number: signal.signal(number, asked) for number in SIGNALS}
     try:

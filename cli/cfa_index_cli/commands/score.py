@@ -157,7 +157,7 @@ def score_command(
             compiled=compiled,
         )
         o.warn_random(bundle.manifest.weights, out.say)
-        with stopping(out.say) as stop:
+        with stopping() as stop:
             score = partial(
                 score_folder,
                 workers=min(usable_cores(), _WORKERS_AT_MOST) if workers is None else workers,
