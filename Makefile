@@ -16,10 +16,10 @@ demo: $(VENV)/.installed
 	$(BIN)/cfa-index demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n 2 -m ''
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -333,6 +333,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def parquet_table(content: bytes) -> pa.Table:
     """The table of `parquet_bytes`. Raises ValueError when the content is not as it was written."""
     try:
-        return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+        # Not `read_table`: its threads may let go of the buffer when the interpreter has ended, and abort.
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        return file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise ValueError("no Parquet file, or one that was changed") from error
