@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 # A worker process imports this module, too: what it does not need is imported where it is used.
@@ -62,14 +62,17 @@ def build_model(folder: Path, normals: Path) -> Path:
 def resident_mib() -> float:
     """Resident size of this process and its children, those that run."""
     own = os.getpid()
-    children = Path(f"/proc/{own}/task").glob("*/children")
-    total = 0
-    for pid in (str(own), *(pid for file in children for pid in file.read_text().split())):
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):  # it has just ended
-            continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 2**20
+    children = [_words(file) for file in Path(f"/proc/{own}/task").glob("*/children")]
+    sizes = [_words(Path(f"/proc/{pid}/statm")) for pid in (str(own), *chain.from_iterable(children))]
+    return sum(int(words[1]) for words in sizes if words) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _words(file: Path) -> list[str]:
+    """Of a file of a thread or process; none of one that has just ended."""
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
 
 
 class Sampler:
