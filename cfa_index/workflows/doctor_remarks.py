@@ -209,7 +209,7 @@ def _compiler(machine: Machine) -> Iterator[Remark]:
         yield Remark(
             level="ok",
             topic="compiler",
-            text=f"{compiler.path}: --compile is possible, and pays from some hundred images on",
+            text=f"{compiler.path}: --compile is possible, and pays from some thousand images on",
         )
 
 

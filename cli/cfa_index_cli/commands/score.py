@@ -102,7 +102,7 @@ def score_command(
         bool,
         typer.Option(
             "--compile",
-            help="Compile the backbone first: 10 to 20 s, and a C++ compiler; pays from some hundred images on.",
+            help="Compile the backbone first: 10 to 20 s, and a C++ compiler; pays from some thousand images on.",
             rich_help_panel=o.RUN,
         ),
     ] = False,
