@@ -137,20 +137,14 @@ def score_folder(
             progress = _Progress(listing, waits, advance, listener)
             Pipeline(
                 bundle=bundle,
-                limit=run.limit,
-                source=run.source,
-                parts=run.parts,
-                maps=run.maps,
-                heatmaps=run.heatmaps,
+                run=run,
                 workers=pool,
-                batch_size=batch_size,
-                max_pixels=max_pixels,
                 retry_errors=retry_errors,
                 stop=stop,
                 advance=progress,
                 listener=listener,
                 waits=waits,
-            ).run(listing.shards())
+            ).score(listing.shards())
             progress.tell()
         stopped = progress.images != listing.total
         if not stopped:

@@ -138,7 +138,8 @@ class Listing:
                 self.total = int(ended["images"])
             else:
                 after = self._read(self._parts - 1).entries[-1].path if self._parts else b""
-                self._extend(self._source.walk(SUFFIXES, after), scan=0)
+                images = sum(len(self._read(number).entries) for number in range(self._parts))
+                self._extend(self._source.walk(SUFFIXES, after), scan=0, images=images)
         except Exception as error:
             self._failure = error
         finally:
@@ -159,11 +160,15 @@ class Listing:
         ended = self._ended()
         if not ended:
             return
-        scans = [self._read(number).scan for number in range(self._parts)]
+        scans, images = [], 0
+        for number in range(self._parts):
+            shard = self._read(number)
+            scans.append(shard.scan)
+            images += len(shard.entries)
         scan = max([int(ended["scans"]) - 1, *scans]) + 1
         self._target.write(_ENDED, json.dumps({**ended, "rescanning": True}).encode())
         found = takewhile(lambda _: not self._is_stopped(stop), self._source.walk(SUFFIXES))
-        self._extend(self._new(found, scans), scan=scan)
+        self._extend(self._new(found, scans), scan=scan, images=images)
 
     def entry(self, image_id: int) -> Entry:
         """The file behind a row of the scores. Raises OutputError."""
@@ -202,9 +207,8 @@ class Listing:
         self._stopped = self._stopped or stop()
         return self._stopped
 
-    def _extend(self, new: Iterator[Entry], scan: int) -> None:
-        """Append entries as shards of a scan, and note that it has come to its end."""
-        images = sum(len(self._read(number).entries) for number in range(self._parts))
+    def _extend(self, new: Iterator[Entry], *, scan: int, images: int) -> None:
+        """Append entries to the `images` so far, as shards of a scan, and note that it has come to its end."""
         while some := list(islice(new, self._shard_images)):
             self._put(self._parts, some, scan)
             with self._known:

@@ -93,3 +93,9 @@ def to_score(rows: Sequence[Row | None], *, retry_errors: bool) -> list[int]:
         for position, row in enumerate(rows)
         if row is None or (retry_errors and row["error"] is not None)
     ]
+
+
+def standing(rows: Sequence[Row | None], again: Sequence[int]) -> list[Row]:
+    """The rows that stay when those at the positions of `again` are made anew."""
+    left = set(again)
+    return [row for position, row in enumerate(rows) if row is not None and position not in left]

@@ -22,13 +22,11 @@ from cfa_index.engines import Lost, Workers
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice
 from cfa_index.images import Views, read_entry
-from cfa_index.places import Place
-from cfa_index.specs import FeatureSpec
-from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Shard, uri_of
-from cfa_index.workflows.score_maps import Maps, ShardMaps
-from cfa_index.workflows.score_parts import Parts, Row, to_score
+from cfa_index.workflows.score_maps import ShardMaps
+from cfa_index.workflows.score_parts import Row, standing, to_score
 from cfa_index.workflows.score_rows import Scored, score_images
+from cfa_index.workflows.score_run import ScoreRun
 
 _BATCHES_AHEAD = 3
 _TILED_AHEAD = 3
@@ -80,13 +78,8 @@ class Pipeline:
 
     Attributes:
         bundle: the model.
-        limit: the threshold.
-        source: of the images.
-        parts: where rows go.
-        maps, heatmaps: where these go; None for nowhere.
+        run: what it works for: where images, rows, maps and heatmaps lie, and the settings.
         workers: that read and draw.
-        batch_size: images a forward pass.
-        max_pixels: as in `decode`.
         retry_errors: whether images that had an error are scored again.
         stop: asked before each shard.
         advance: told of images that are done.
@@ -95,29 +88,23 @@ class Pipeline:
     """
 
     bundle: ModelBundle
-    limit: float | None
-    source: Place
-    parts: Parts
-    maps: Maps | None
-    heatmaps: Heatmaps | None
+    run: ScoreRun
     workers: Workers
-    batch_size: int
-    max_pixels: int
     retry_errors: bool
     stop: Callable[[], bool]
     advance: Advance
     listener: Listener
     waits: Waits = field(default_factory=Waits)
 
-    def run(self, shards: Iterable[Shard]) -> None:
+    def score(self, shards: Iterable[Shard]) -> None:
         """Score them.
 
         Raises:
             DatasetError: the source is missing, or cannot be listed.
             OutputError: something cannot be written; the shards that are written stay.
         """
-        features = self._features
-        reads = self.workers.ordered(read_entry, self._tasks(shards, features), window=self._window)
+        run = self.run
+        reads = self.workers.ordered(read_entry, self._tasks(shards), window=self._window)
         writing: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
             try:
@@ -126,9 +113,9 @@ class Pipeline:
                     scored = score_images(
                         self.bundle.scorer,
                         found,
-                        features=features,
-                        batch_size=self.batch_size,
-                        keep_maps=self.maps is not None or self.heatmaps is not None,
+                        features=run.features,
+                        batch_size=run.batch_size,
+                        keep_maps=run.maps is not None or run.heatmaps is not None,
                     )
                     rows, maps, drawn = self._take(plan, scored)
                     writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
@@ -143,30 +130,26 @@ class Pipeline:
                 raise
 
     @property
-    def _features(self) -> FeatureSpec:
-        return self.bundle.manifest.spec.features
-
-    @property
     def _window(self) -> int:
         """Images read ahead, and heatmaps behind: a few batches, or a few images where one is many views."""
-        return _TILED_AHEAD if self._features.tile_px else _BATCHES_AHEAD * self.batch_size
+        return _TILED_AHEAD if self.run.features.tile_px else _BATCHES_AHEAD * self.run.batch_size
 
-    def _tasks(
-        self, shards: Iterable[Shard], features: FeatureSpec
-    ) -> Iterator[tuple[tuple[_Plan, int], tuple[Any, ...]]]:
+    def _tasks(self, shards: Iterable[Shard]) -> Iterator[tuple[tuple[_Plan, int], tuple[Any, ...]]]:
+        run = self.run
         for shard in shards:
             if self.stop():
                 return
             plan = self._plan(shard)
             if plan.positions:
-                self.source.require()  # or a share that has gone would be a million errors
+                self.run.source.require()  # or a share that has gone would be a million errors
             for position in plan.positions:
-                yield (plan, position), (self.source, shard.entries[position], features, self.max_pixels)
+                entry = shard.entries[position]
+                yield (plan, position), (run.source, entry, run.features, run.max_pixels)
 
     def _plan(self, shard: Shard) -> _Plan:
-        rows = self.parts.read(shard)
+        rows = self.run.parts.read(shard)
         positions = to_score(rows, retry_errors=self.retry_errors)
-        kept = [row for position, row in enumerate(rows) if row is not None and position not in positions]
+        kept = standing(rows, positions)
         if kept:
             self.advance(len(kept), errors=sum(row["error"] is not None for row in kept), resumed=True)
         return _Plan(shard=shard, rows=rows, positions=positions)
@@ -183,33 +166,33 @@ class Pipeline:
         self, plan: _Plan, scored: Iterator[Scored]
     ) -> tuple[list[Row], ShardMaps | None, list[Future[ImageError | Lost | None]]]:
         """Rows and maps of a whole shard, and its heatmaps under way."""
-        shard = plan.shard
+        run, shard = self.run, plan.shard
         rows = dict(enumerate(plan.rows))
         again = len(plan.positions) < len(rows)
-        maps = self.maps.of(shard, again=again) if self.maps is not None else None
+        maps = run.maps.of(shard, again=again) if run.maps is not None else None
         drawn: list[Future[ImageError | Lost | None]] = []
         failed = 0
         for position, result in zip(plan.positions, scored, strict=True):
             entry, image_id = shard.entries[position], shard.first_id + position
-            rows[position] = result.row(image_id, uri_of(entry.path), self.limit, self.bundle.sha256)
+            rows[position] = result.row(image_id, uri_of(entry.path), run.limit, run.model_sha)
             if result.error is not None:
                 self.listener(Notice(message=f"left out: {result.error}"))
             if maps is not None:
                 maps.add(position, result.anomaly_map)
-            if self.heatmaps is not None and result.anomaly_map is not None:
+            if run.heatmaps is not None and result.anomaly_map is not None:
                 with self.waits.timed("write"):
                     _wait_for_room(drawn, self._window)
                 drawn.append(
                     self.workers.submit(
-                        self.heatmaps.draw, image_id, entry, result.anomaly_map.copy(), result.frame
+                        run.heatmaps.draw, image_id, entry, result.anomaly_map.copy(), result.frame
                     )
                 )
-            elif self.heatmaps is not None:
-                self.heatmaps.remove(image_id, entry)
+            elif run.heatmaps is not None:
+                run.heatmaps.remove(image_id, entry)
             failed += result.error is not None
             self.advance(1, errors=int(result.error is not None))
         if 2 * failed > len(plan.positions):
-            self.source.require()  # it may have gone in the middle
+            run.source.require()  # it may have gone in the middle
         return [row for row in rows.values() if row is not None], maps, drawn
 
     def _write(
@@ -227,7 +210,7 @@ class Pipeline:
                 self.listener(Notice(message=f"no heatmap: {why}"))
         if maps is not None:
             maps.write()
-        self.parts.write(shard, rows)
+        self.run.parts.write(shard, rows)
 
 
 def _pixels(result: Views | ImageError | Lost | str) -> Views | str:

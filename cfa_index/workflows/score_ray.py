@@ -28,7 +28,7 @@ from cfa_index.images import MAX_PIXELS
 from cfa_index.places import LocalPlace, Place, open_place
 from cfa_index.workflows.score import ScoreReport, list_again
 from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
-from cfa_index.workflows.score_parts import Row, rows_bytes, to_score
+from cfa_index.workflows.score_parts import Row, rows_bytes, standing, to_score
 from cfa_index.workflows.score_rows import Scored, score_images
 from cfa_index.workflows.score_run import ScoreRun, open_run
 from cfa_index.workflows.score_shards import (
@@ -112,7 +112,6 @@ def score_folder_on_ray(
     )
     writer = ShardWriter(
         target=run.target,
-        features=run.features,
         shard_images=shard_images,
         maps=run.maps,
         heatmaps=run.heatmaps,
@@ -218,7 +217,7 @@ def _left_before(run: ScoreRun, shards: int, retry_errors: bool) -> list[_Left]:
         shard = read_shard(run.target, number, run.shard_images)
         rows = run.parts.read(shard)
         again = to_score(rows, retry_errors=retry_errors)
-        kept = [row for position, row in enumerate(rows) if row is not None and position not in again]
+        kept = standing(rows, again)
         errors = sum(row["error"] is not None for row in kept)
         return _Left(images=len(kept), errors=errors, is_done=not again)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cfa_index.engines import Payload
 from cfa_index.errors import ImageError, SpecError
-from cfa_index.images import Frame, Views, read_views
+from cfa_index.images import Frame, Views, read_entry
 from cfa_index.places import Place
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows.score_heatmaps import Heatmaps
@@ -59,10 +59,7 @@ class ShardReader:
         if positions:
             self.source.require()  # or a share that this machine lacks would be a million errors
         entries = [shard.entries[position] for position in positions]
-        reads = [
-            entry.error or read_views(self.source, entry.path, self.features, self.max_pixels)
-            for entry in entries
-        ]
+        reads = [read_entry(self.source, entry, self.features, self.max_pixels) for entry in entries]
         size = sum(read.pixels.nbytes for read in reads if isinstance(read, Views))
         if size > _LARGEST_PAYLOAD:
             raise SpecError(
@@ -110,13 +107,11 @@ class ShardWriter:
 
     Attributes:
         target: of them.
-        features: geometry and size_px.
         shard_images: images a shard.
         maps, heatmaps: where these go; None for nowhere.
     """
 
     target: Place
-    features: FeatureSpec
     shard_images: int
     maps: Maps | None
     heatmaps: Heatmaps | None
