@@ -34,7 +34,8 @@ def forward_bytes(backbone: Backbone, images: int, size_px: int) -> int:
     pixels = torch.empty((images, 3, size_px, size_px), dtype=torch.uint8, device="meta")
     # A compiled trunk would be compiled for the meta device; importing what prevents it takes a second.
     eager = torch.compiler.set_stance("force_eager") if backbone.compiled else nullcontext()
-    with torch.inference_mode(), eager, LiveBytes() as live:
+    live = LiveBytes()
+    with torch.inference_mode(), eager, live:
         functional_call(backbone, shapes, (pixels,))
     return live.peak
 
