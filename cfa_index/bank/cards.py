@@ -26,7 +26,7 @@ from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.memory import MemoryBank
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.errors import BankError, DeviceError
-from cfa_index.specs import Spread
+from cfa_index.specs import CardSpec
 
 
 class Bank(Protocol):
@@ -66,14 +66,14 @@ class SpreadBank:
     Args:
         vectors: (M, D') float32; a memory-mapped array is fine.
         devices: the cards, two or more, each once.
-        index: over these vectors, for replicas; None for Flat.
-        spread: `replicas`, every card holds the bank and answers a part of the queries; or `shards`, every card
-            holds a contiguous range of the rows, and answers all queries among these. Of fewer memories than cards
-            each has a card, and the other cards none.
+        index: over these vectors; None for Flat. No part of it answers for a part of the rows: shards search
+            by Flat, as a card does that has no such index.
+        card: what is taken of each card, and `spread`. As replicas every card holds the bank and answers a
+            part of the queries; as shards every card holds a contiguous range of the rows, and answers all queries
+            among these. Where memories are fewer than cards, the last cards have none.
 
     Raises:
-        BankError: see `MemoryBank`.
-        DeviceError: see `MemoryBank`; or shards of something else than Flat.
+        BankError, DeviceError: see `MemoryBank`.
     """
 
     def __init__(
@@ -82,26 +82,23 @@ class SpreadBank:
         devices: Sequence[torch.device],
         index: SearchIndex | None = None,
         *,
-        spread: Spread = "replicas",
+        card: CardSpec = CardSpec(),
     ) -> None:
         self.vectors = vectors
-        self.spread: Spread = spread
-        if spread == "replicas":
-            self._banks = [MemoryBank(vectors, device, index) for device in devices]
-            self._bounds = [0, len(vectors)]
-            return
-        if index is not None:
-            raise DeviceError(
-                expected="flat, for a bank in shards: every card answers for its own rows",
-                got=f"the index {index.state.describe()}",
-                remedy="spread the bank as replicas, or use --index flat",
-            )
-        parts = max(1, min(len(devices), len(vectors)))
-        self._bounds = [len(vectors) * part // parts for part in range(parts + 1)]
-        self._banks = [
-            MemoryBank(vectors[start:stop], device)
-            for (start, stop), device in zip(pairwise(self._bounds), devices, strict=False)
-        ]
+        self.spread = card.spread
+        self._starts = [0]
+        if card.spread == "replicas":
+            self._banks = [MemoryBank(vectors, device, index, card=card) for device in devices]
+            self.index = self._banks[0].index
+        else:
+            parts = max(1, min(len(devices), len(vectors)))
+            bounds = [len(vectors) * part // parts for part in range(parts + 1)]
+            self._banks = [
+                MemoryBank(vectors[start:stop], device, card=card)
+                for (start, stop), device in zip(pairwise(bounds), devices, strict=False)
+            ]
+            self._starts = bounds[:-1]
+            self.index = index
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -110,11 +107,6 @@ class SpreadBank:
     def device(self) -> torch.device:
         """The first card."""
         return self._banks[0].device
-
-    @property
-    def index(self) -> SearchIndex | None:
-        """That of the first card; None for Flat."""
-        return self._banks[0].index
 
     @property
     def tensor(self) -> Tensor:
@@ -151,7 +143,9 @@ class SpreadBank:
         Raises:
             BankError: as for `MemoryBank`.
         """
-        return self._ask_shards(queries, k) if self.spread == "shards" else self._ask_replicas(queries, k, exact)
+        return (
+            self._ask_shards(queries, k) if self.spread == "shards" else self._ask_replicas(queries, k, exact)
+        )
 
     def _ask_replicas(self, queries: Tensor, k: int, exact: bool) -> Neighbors:
         parts = queries.chunk(len(self._banks))  # of fewer queries than cards one each
@@ -174,7 +168,7 @@ class SpreadBank:
             for bank, part in zip(self._banks, sent, strict=True)
         ]
         sq_distances, rows = self._brought(answers)
-        ids = torch.cat([part + start for part, start in zip(rows, self._bounds[:-1], strict=True)], dim=1)
+        ids = torch.cat([part + start for part, start in zip(rows, self._starts, strict=True)], dim=1)
         merged, order = torch.cat(sq_distances, dim=1).sort(dim=1, stable=True)
         return Neighbors(
             sq_distances=merged[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
@@ -191,9 +185,9 @@ def bank_on(
     devices: Sequence[torch.device],
     index: SearchIndex | None = None,
     *,
-    spread: Spread = "replicas",
+    card: CardSpec = CardSpec(),
 ) -> Bank:
     """A bank on one device, or over several; see `MemoryBank` and `SpreadBank` for arguments and errors."""
     if len(devices) == 1:
-        return MemoryBank(vectors, devices[0], index)
-    return SpreadBank(vectors, devices, index, spread=spread)
+        return MemoryBank(vectors, devices[0], index, card=card)
+    return SpreadBank(vectors, devices, index, card=card)
