@@ -194,6 +194,7 @@ from .scorer import (
 )
 from .specs import (
     BankSpec as BankSpec,
+    CardSpec as CardSpec,
     DescriptorSpec as DescriptorSpec,
     FeatureSpec as FeatureSpec,
     IndexSpec as IndexSpec,

@@ -6,6 +6,7 @@ D' = gamma_d * D and M = gamma_c * h * w.
 
 from cfa_index.specs.bank import BankSpec, Compression
 from cfa_index.specs.base import LARGEST_SEED, fits
+from cfa_index.specs.card import CardSpec, Spread, Storage
 from cfa_index.specs.features import (
     CROP_RATIO,
     STRIDES,
@@ -26,6 +27,7 @@ __all__ = [
     "STRIDES",
     "BankSpec",
     "Baseline",
+    "CardSpec",
     "Compression",
     "DescriptorSpec",
     "FeatureSpec",
@@ -38,6 +40,8 @@ __all__ = [
     "PresetName",
     "ScoreSpec",
     "Selection",
+    "Spread",
+    "Storage",
     "TrainSpec",
     "fits",
 ]

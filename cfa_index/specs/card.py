@@ -1,0 +1,42 @@
+"""What a run may take of a CUDA device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from cfa_index.specs.base import Spec, require
+
+Storage: TypeAlias = Literal["fp32", "fp16"]
+"""What a card searches through: the vectors themselves, or half floats whose shortlist is ranked again exactly."""
+Spread: TypeAlias = Literal["replicas", "shards"]
+"""What several cards hold: the whole bank each, or a range of its rows each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardSpec(Spec):
+    """How a bank lies on a card. It belongs to a run, not to a model: scores do not depend on it.
+
+    Attributes:
+        temporary_bytes: FAISS's scratch memory on each card. It would take up to 1.5 GiB by itself, in competition
+            with torch (FAISS #1031).
+        storage: fp16 makes the search through a card's memory quicker, not smaller: the fp32 vectors, which rank
+            the shortlist, stay there besides.
+        spread: over several cards.
+    """
+
+    temporary_bytes: int = 256 << 20
+    storage: Storage = "fp32"
+    spread: Spread = "replicas"
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.temporary_bytes < 1 << 40,
+            "temporary_bytes",
+            "more than 0 and less than 1 TiB",
+            self.temporary_bytes,
+            "leave it out for 256 MiB",
+        )
+        for name, kinds in (("storage", Storage), ("spread", Spread)):
+            words = get_args(kinds)
+            require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
