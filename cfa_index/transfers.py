@@ -97,11 +97,15 @@ class Pending:
     def result(self) -> list[Tensor]:
         """The tensors, once their copy has ended; what was queued after it is not waited for.
 
-        From a card they lie in pinned memory, of which a machine has little: copy what is kept for long.
+        From a card they lie in pinned memory; see `kept`.
         """
         if self.copied is not None:
             self.copied.synchronize()
         return self.tensors
+
+    def kept(self) -> list[Tensor]:
+        """`result` in ordinary memory, for what its user may keep: of pinned memory a machine has little."""
+        return self.result() if self.copied is None else [tensor.clone() for tensor in self.result()]
 
 
 class Downloads:

@@ -109,7 +109,21 @@ class FakeCard(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():
+            # Composed operations come whole in it, and no view can be made of what was made outside of it.
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
+        if torch.is_inference_mode_enabled():  # where operations come before they are taken apart
+            with self:
+                result = func.decompose(*args, **given)
+            if result is not NotImplemented:
+                return result
+            with torch.inference_mode(False), torch.no_grad():  # its tensors could not be views of others
+                return self._done(func, args, given)
+        return self._done(func, args, given)
+
+    def _done(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]
         wanted = given.get("device")
