@@ -161,7 +161,7 @@ class CardHalf:
     """
 
     def __init__(self, vectors: Tensor, card: Card) -> None:
-        largest = float(vectors.abs().max())
+        largest = max(abs(float(bound)) for bound in vectors.aminmax())
         if largest >= _LARGEST_HALF:
             raise BankError(
                 expected=f"memories below {_LARGEST_HALF:g}, whose squares are half floats, too",

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import Card, CardFlat, CardHalf, CardSearch, in_parts, require_selectable
+from cfa_index.card_memory import make_room
+from cfa_index.footprint import ivf_footprint, ivf_pq_footprint
 from cfa_index.specs import Storage
 
 _INVERTED_FILES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
@@ -123,10 +125,14 @@ def _is_half(index: Any) -> bool:
 def _inverted(index: Any, card: Card, storage: Storage) -> CardInverted:
     if type(index) is faiss.IndexIVFFlat and storage == "fp16":
         index = _halved(index)
-    sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)], dtype=np.int64)
+    sizes = [index.invlists.list_size(cell) for cell in range(index.nlist)]
+    if type(index) is faiss.IndexIVFPQ:
+        make_room(ivf_pq_footprint(sizes, index.d, quantisers=index.pq.M), card.device)
+    else:
+        make_room(ivf_footprint(sizes, index.d, code_bits=8 * index.code_size // index.d), card.device)
     with card.turn():
         moved = faiss_gpu.to_card(card.resources, card.number, index)
-    return CardInverted(moved, card, sizes)
+    return CardInverted(moved, card, np.array(sizes))
 
 
 def _halved(flat: Any) -> Any:
