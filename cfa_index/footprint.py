@@ -22,10 +22,9 @@ _STEP = 256
 """FAISS rounds every allocation up to this (StandardGpuResources.cpp, allocMemory)."""
 _WARP = 32
 """Vectors of a list are kept in blocks of so many, their dimensions interleaved (IVFFlat.cu)."""
-_TILE_ROWS, _NARROW_TILE_ROWS, _NARROW = 512, 1024, 32
-"""Queries whose distances FAISS holds at once, and up to which width it takes more (DistanceUtils.cuh)."""
-_TILES = 2
-"""FAISS computes the distances of one while it looks through the other (Distance.cu)."""
+_FIRST_USE = 64 << 20
+"""FAISS makes streams and a cuBLAS handle when it is first used. Where the card is full it ends the process instead
+of raising (StandardGpuResources.cpp, initializeForDevice), so a little room is asked for; how much is our guess."""
 _MOMENTS = 3
 """Of AdamW with amsgrad: the mean, the mean square and its maximum."""
 
@@ -103,29 +102,30 @@ def in_words(size_bytes: int) -> str:
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
+NO_HALVES = "give --card-storage fp32"
 LESS_TEMPORARY = "give a smaller --card-memory"
 SMALLER_NETWORK = "build with a smaller --backbone"
 
 
-def memories_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
-    """The bank itself: (M, D') float32, which rank every shortlist, and the half floats of `--card-storage fp16`.
+def memories_footprint(count: int, width: int) -> Footprint:
+    """The bank: (M, D') float32, which rank every shortlist, and their squared norms.
 
-    In fp32 an exact search reads these very vectors (`faiss.knn_gpu` on a tensor of the card copies nothing,
-    GpuDistance.cu) and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
-    (FlatIndex.cu).
+    An exact search reads these very vectors: FAISS's brute force copies nothing that is on its card
+    (GpuDistance.cu, toDeviceTemporary).
     """
-    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32)
-    if not half_floats:
-        return memories
-    halves = _rounded(count * width * _FP16) + _rounded(count * _FP32)
-    return memories + Footprint.of("give --card-storage fp32", half_floats=halves)
+    return Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
+
+
+def half_footprint(count: int, width: int) -> Footprint:
+    """A `GpuIndexFlat` with `useFloat16`: half floats beside the memories, and a norm each in float32 (FlatIndex.cu)."""
+    return Footprint.of(NO_HALVES, half_floats=_rounded(count * width * _FP16) + _rounded(count * _FP32))
 
 
 def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32) -> Footprint:
     """`GpuIndexIVFFlat` or `GpuIndexIVFScalarQuantizer`: centroids, and a list of codes and rows a cell.
 
     Args:
-        list_sizes: memories in each cell; all of them, as even as they may be, where that is not known.
+        list_sizes: memories in each cell.
         width: D', or what a transform before the index leaves of it.
         code_bits: a dimension's: 32 for Flat, 16 for SQfp16, 8 for SQ8.
     """
@@ -138,21 +138,11 @@ def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32)
     return _lists(codes + trained, list_sizes, width)
 
 
-def ivf_pq_footprint(
-    list_sizes: Sequence[int], width: int, *, quantisers: int, bits: int = 8, precomputed: bool = False
-) -> Footprint:
-    """`GpuIndexIVFPQ` without cuVS: a byte a quantiser and memory, whatever `bits` are (IVFPQ.cu).
-
-    Args:
-        list_sizes, width: see `ivf_footprint`.
-        quantisers: in how many parts a vector is cut.
-        bits: of a code; FAISS takes 8 only without cuVS.
-        precomputed: whether terms that do not depend on the query are tabled, in float32.
-    """
+def ivf_pq_footprint(list_sizes: Sequence[int], width: int, *, quantisers: int) -> Footprint:
+    """`GpuIndexIVFPQ` without cuVS and tables: a byte for each of the quantisers of a memory (IVFPQ.cu)."""
     codes = sum(_rounded(size * quantisers) * cells for size, cells in _counted(list_sizes))
-    centres = 2 * _rounded((1 << bits) * width * _FP32)  # kept in two orders (setPQCentroids_)
-    tables = _rounded(len(list_sizes) * quantisers * (1 << bits) * _FP32) if precomputed else 0
-    return _lists(codes + centres, list_sizes, width) + Footprint.of(OTHER_INDEX, precomputed_tables=tables)
+    centres = 2 * _rounded(256 * width * _FP32)  # kept in two orders (setPQCentroids_)
+    return _lists(codes + centres, list_sizes, width)
 
 
 def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
@@ -163,70 +153,18 @@ def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
     return Footprint.of(OTHER_INDEX, index_lists=codes + rows, index_cells=centroids)
 
 
-def even_lists(count: int, cells: int) -> list[int]:
-    """Sizes of lists that hold `count` memories as evenly as they may."""
-    return [count // cells + (cell < count % cells) for cell in range(cells)]
-
-
-def temporary_footprint(
-    queries: int,
-    count: int,
-    width: int,
-    k: int,
-    *,
-    temporary_bytes: int,
-    half_floats: bool = False,
-    card_bytes: int = 16 * _GIB,
-) -> Footprint:
-    """FAISS's temporary memory on a card, and what an exact search takes beyond it.
-
-    A buffer that no longer fits is allocated for the call and freed after it, which waits for the card
-    (StandardGpuResources.cpp, TemporaryMemoryOverflow): `search_buffers` says how much a search wants.
+def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:
+    """FAISS's temporary memory on a card; searches are cut so that they need no more (`bank.card.flat_queries`).
 
     Args:
-        queries: n, of a search.
-        count, width: M and D'.
-        k: neighbours.
         temporary_bytes: of the `CardSpec`.
-        half_floats: whether those are searched.
-        card_bytes: what the card has in all; FAISS asks for less on small ones.
+        card_bytes: what the card has in all. FAISS takes at most 1.5 GiB, 1 GiB of 8, 512 MiB of 4
+            (StandardGpuResources.cpp, getDefaultTempMemForGPU).
     """
-    # getDefaultTempMemForGPU: never more than 1.5 GiB, 1 GiB up to 8 GiB cards, 512 MiB up to 4 GiB ones.
     most = _GIB // 2 if card_bytes <= 4 * _GIB else _GIB if card_bytes <= 8 * _GIB else 3 * _GIB // 2
-    held = min(temporary_bytes, most)
-    left, beyond = held - 16, 0  # the stack begins 16 bytes late (StackDeviceMemory.cpp)
-    for buffer in search_buffers(queries, count, width, k, half_floats=half_floats, card_bytes=card_bytes):
-        if buffer > left:
-            beyond += buffer
-        else:
-            left -= buffer
-    return Footprint.of(LESS_TEMPORARY, temporary_memory=held) + Footprint.of(
-        SMALLER_BANK, distances_beyond_it=beyond
+    return Footprint.of(LESS_TEMPORARY, temporary_memory=min(temporary_bytes, most)) + Footprint.of(
+        "end other programs on the card", room_for_cuBLAS=_FIRST_USE
     )
-
-
-def search_buffers(
-    queries: int, count: int, width: int, k: int, *, half_floats: bool = False, card_bytes: int = 16 * _GIB
-) -> list[int]:
-    """Buffers that FAISS's exact search wants from the temporary memory, in bytes, in its order (Distance.cu).
-
-    `--card-memory` of their sum keeps a search from allocating; see `temporary_footprint` for the arguments.
-    """
-    if not queries:
-        return []
-    element = _FP16 if half_floats else _FP32
-    usage = _GIB // 2 if card_bytes <= 4 * _GIB else 3 * _GIB // 4 if card_bytes <= 8 * _GIB else _GIB
-    preferred = _NARROW_TILE_ROWS if width <= _NARROW else _TILE_ROWS
-    rows = min(preferred, queries)
-    columns = min(usage // (2 * element) // preferred, count)
-    found = rows * -(-count // columns) * k
-    return [
-        *([queries * width * _FP16] if half_floats else [count * _FP32]),  # halves; norms of memories
-        queries * _FP32,  # their norms
-        *[rows * columns * _FP32] * _TILES,
-        *[found * _FP32] * _TILES,
-        *[found * _ID] * _TILES,
-    ]
 
 
 def scoring_footprint(
@@ -238,6 +176,7 @@ def scoring_footprint(
     width: int,
     k: int,
     shortlist: int,
+    gathered_bytes: int,
 ) -> Footprint:
     """A batch from pixels to maps at the step that takes most; model and index come besides.
 
@@ -247,17 +186,18 @@ def scoring_footprint(
         network_bytes: of the backbone's forward pass at its peak, see `backbones.forward_bytes`.
         patches: of an image, h * w.
         width, k: D' and K.
-        shortlist: candidates whose distances are computed again; `k` for an exact search.
+        shortlist: candidates whose distances are computed again.
+        gathered_bytes: of memories that are gathered for that at once, unless one a query is more.
     """
     pixels, n = images * 3 * size_px * size_px, images * patches
     vectors = n * width * _FP32
+    gathered = vectors * max(1, min(shortlist, gathered_bytes // vectors))
     forward = Footprint.of(SMALLER_BATCH, pixels=pixels, network=network_bytes)
-    # One candidate at a time: its vectors, and their differences from the queries (exact_sq_distances).
     search = Footprint.of(
         SMALLER_BATCH,
         patches=vectors,
         neighbours=n * (shortlist + k) * _NEIGHBOR,
-        re_ranking=2 * vectors,
+        re_ranking=2 * gathered,  # the memories, and their differences from the queries (exact_sq_distances)
     )
     maps = Footprint.of(SMALLER_BATCH, maps=images * size_px * size_px * _FP32, neighbours=n * k * _NEIGHBOR)
     return largest_of([forward, search, maps])
