@@ -22,9 +22,10 @@ _STEP = 256
 """FAISS rounds every allocation up to this (StandardGpuResources.cpp, allocMemory)."""
 _WARP = 32
 """Vectors of a list are kept in blocks of so many, their dimensions interleaved (IVFFlat.cu)."""
-_FIRST_USE = 64 << 20
-"""FAISS makes streams and a cuBLAS handle when it is first used. Where the card is full it ends the process instead
-of raising (StandardGpuResources.cpp, initializeForDevice), so a little room is asked for; how much is our guess."""
+_TILE_ROWS, _NARROW_TILE_ROWS, _NARROW = 512, 1024, 32
+"""Queries whose distances FAISS holds at once, and up to which width it takes more (DistanceUtils.cuh)."""
+_TILES = 2
+"""FAISS computes the distances of one while it looks through the other (Distance.cu)."""
 _MOMENTS = 3
 """Of AdamW with amsgrad: the mean, the mean square and its maximum."""
 
@@ -102,23 +103,22 @@ def in_words(size_bytes: int) -> str:
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
-NO_HALVES = "give --card-storage fp32"
 LESS_TEMPORARY = "give a smaller --card-memory"
 SMALLER_NETWORK = "build with a smaller --backbone"
 
 
-def memories_footprint(count: int, width: int) -> Footprint:
-    """The bank: (M, D') float32, which rank every shortlist, and their squared norms.
+def memories_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
+    """The bank itself: (M, D') float32, which rank every shortlist, and the half floats of `--card-storage fp16`.
 
-    An exact search reads these very vectors: FAISS's brute force copies nothing that is on its card
-    (GpuDistance.cu, toDeviceTemporary).
+    In fp32 an exact search reads these very vectors (`faiss.bfKnn` on a tensor of the card copies nothing,
+    GpuDistance.cu) and their norms, and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
+    (FlatIndex.cu).
     """
-    return Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
-
-
-def half_footprint(count: int, width: int) -> Footprint:
-    """A `GpuIndexFlat` with `useFloat16`: half floats beside the memories, and a norm each in float32 (FlatIndex.cu)."""
-    return Footprint.of(NO_HALVES, half_floats=_rounded(count * width * _FP16) + _rounded(count * _FP32))
+    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
+    if not half_floats:
+        return memories
+    halves = _rounded(count * width * _FP16) + _rounded(count * _FP32)
+    return memories + Footprint.of("give --card-storage fp32", half_floats=halves)
 
 
 def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32) -> Footprint:
@@ -153,18 +153,36 @@ def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
     return Footprint.of(OTHER_INDEX, index_lists=codes + rows, index_cells=centroids)
 
 
-def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:
-    """FAISS's temporary memory on a card; searches are cut so that they need no more (`bank.card.flat_queries`).
+def search_buffers(
+    queries: int, count: int, width: int, k: int, *, half_floats: bool = False, card_bytes: int = 16 * _GIB
+) -> list[int]:
+    """Buffers that FAISS's exact search wants from the temporary memory, in bytes, in its order (Distance.cu).
+
+    What does not fit is allocated for the call and freed after it, which waits for the card
+    (StandardGpuResources.cpp, TemporaryMemoryOverflow).
 
     Args:
-        temporary_bytes: of the `CardSpec`.
-        card_bytes: what the card has in all. FAISS takes at most 1.5 GiB, 1 GiB of 8, 512 MiB of 4
-            (StandardGpuResources.cpp, getDefaultTempMemForGPU).
+        queries: n, of a search.
+        count, width: M and D'.
+        k: neighbours.
+        half_floats: whether those are searched.
+        card_bytes: what the card has in all; FAISS asks for less on small ones.
     """
-    most = _GIB // 2 if card_bytes <= 4 * _GIB else _GIB if card_bytes <= 8 * _GIB else 3 * _GIB // 2
-    return Footprint.of(LESS_TEMPORARY, temporary_memory=min(temporary_bytes, most)) + Footprint.of(
-        "end other programs on the card", room_for_cuBLAS=_FIRST_USE
-    )
+    if not queries:
+        return []
+    element = _FP16 if half_floats else _FP32
+    usage = _GIB // 2 if card_bytes <= 4 * _GIB else 3 * _GIB // 4 if card_bytes <= 8 * _GIB else _GIB
+    preferred = _NARROW_TILE_ROWS if width <= _NARROW else _TILE_ROWS
+    rows = min(preferred, queries)
+    columns = min(usage // (2 * element) // preferred, count)
+    found = rows * -(-count // columns) * k
+    return [
+        *([queries * width * _FP16] if half_floats else []),  # as halves; norms of memories are held
+        queries * _FP32,  # their norms
+        *[rows * columns * _FP32] * _TILES,
+        *[found * _FP32] * _TILES,
+        *[found * _ID] * _TILES,
+    ]
 
 
 def scoring_footprint(

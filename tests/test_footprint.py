@@ -14,14 +14,13 @@ from cfa_index.bank.builder import ivf_of
 from cfa_index.descriptor import initial_descriptor
 from cfa_index.footprint import (
     Footprint,
-    half_footprint,
     in_words,
     ivf_footprint,
     ivf_pq_footprint,
     largest_of,
     memories_footprint,
     scoring_footprint,
-    temporary_footprint,
+    search_buffers,
     training_footprint,
 )
 from cfa_index.specs import DescriptorSpec, TrainSpec
@@ -59,7 +58,7 @@ def test_memories_are_what_the_tensor_holds() -> None:
 
 def test_half_floats_lie_beside_the_memories() -> None:
     # 300 x 24 halves are 14,400 bytes, 300 norms 1,200: rounded up to 256 each, 14,592 and 1,280.
-    assert half_footprint(300, 24).total == 14_592 + 1_280
+    assert memories_footprint(300, 24, half_floats=True).parts[-1].size_bytes == 14_592 + 1_280
     assert faiss.IndexScalarQuantizer(24, faiss.ScalarQuantizer.QT_fp16).sa_code_size() == 24 * 2
 
 
@@ -103,11 +102,24 @@ def test_a_product_quantiser_has_as_many_codes_and_centres_on_the_cpu() -> None:
     assert lists == 4 * 32 * index.code_size + 2 * 4 * index.pq.centroids.size() + 4 * 32 * 8
 
 
-@pytest.mark.parametrize(("card_bytes", "most"), [(80, 1_536), (8, 1_024), (4, 512)])
-def test_faiss_never_takes_more_than_its_share_of_a_card(card_bytes: int, most: int) -> None:
-    assert sizes(temporary_footprint(256 * MIB))["temporary memory"] == 256 * MIB
-    taken = temporary_footprint(4 * GIB, card_bytes=card_bytes * GIB)
-    assert sizes(taken)["temporary memory"] == most * MIB
+def test_a_search_of_an_image_takes_two_tiles_of_distances() -> None:
+    # 784 queries of 3,136 memories: norms of the queries, two tiles of 512 x 3,136, and of their 6 nearest.
+    distances, nearest, rows = 4 * 512 * 3_136, 4 * 512 * 6, 8 * 512 * 6
+    buffers = search_buffers(784, 3_136, 1_536, 6)
+    assert buffers == [4 * 784, distances, distances, nearest, nearest, rows, rows]
+    assert search_buffers(0, 3_136, 1_536, 6) == []
+
+
+def test_tiles_stop_growing_with_the_bank() -> None:
+    # 1 GiB for two of 512 rows: 262,144 columns, four tiles for a million memories.
+    assert search_buffers(784, 1_000_000, 64, 6)[1:4] == [GIB // 2, GIB // 2, 4 * 512 * 4 * 6]
+    # Of half floats twice as many columns, whose distances are floats all the same; and the queries as halves.
+    halves = search_buffers(784, 1_000_000, 64, 6, half_floats=True)
+    assert (halves[0], halves[2]) == (2 * 784 * 64, GIB)
+    # A narrow bank has 1,024 rows, and half the columns for it; a small card has smaller tiles.
+    assert search_buffers(2_000, 1_000_000, 32, 6)[1] == 4 * 1_024 * 131_072
+    small = [search_buffers(784, 1_000_000, 64, 6, card_bytes=size * GIB)[1] for size in (4, 8)]
+    assert small == [256 * MIB, 384 * MIB]
 
 
 def test_ranking_again_holds_memories_and_their_differences() -> None:
