@@ -31,7 +31,7 @@ from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.images import Source, load_batches
 from cfa_index.scorer import Scorer
-from cfa_index.specs import Precision
+from cfa_index.specs import CardSpec, Precision
 
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
@@ -59,6 +59,7 @@ class ModelBundle:
         backbone: Backbone,
         device: torch.device,
         *,
+        card: CardSpec = CardSpec(),
         rebuild_index: bool = False,
     ) -> None:
         self.path = path
@@ -73,7 +74,7 @@ class ModelBundle:
         if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
             raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
         index = None if manifest.index is None else _index(path, manifest, vectors, rebuild=rebuild_index)
-        self.bank = MemoryBank(vectors, device, index)
+        self.bank = MemoryBank(vectors, device, index, card=card)
         self.scorer = Scorer(
             self.backbone,
             self.descriptor,
@@ -90,6 +91,7 @@ class ModelBundle:
         path: Path | str,
         *,
         device: str = "cpu",
+        card: CardSpec = CardSpec(),
         weights: Path | None = None,
         rebuild_index: bool = False,
         precision: Precision = "fp32",
@@ -100,6 +102,7 @@ class ModelBundle:
         Args:
             path: <models>/<category>, or the folder of one generation.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            card: what the bank may take of a card; without meaning on the CPU.
             weights: file of the backbone's weights, for a model that was written without them; one that
                 holds them takes the same file only.
             rebuild_index: make the index from the vectors and leave its file unread. FAISS's reader is native
@@ -145,7 +148,7 @@ class ModelBundle:
                     else "hand over the same file with --weights",
                 )
         backbone.to(target).for_inference(precision, compiled=compiled)
-        return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
+        return cls(folder, manifest, backbone, target, card=card, rebuild_index=rebuild_index)
 
     @staticmethod
     def check_files(folder: Path, manifest: Manifest, leave_out: Sequence[str] = ()) -> None:
