@@ -100,6 +100,8 @@ def in_words(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
+RANKED_BYTES = 64 << 20
+"""Memories that a card copies at once to rank a shortlist; there is one candidate of every query at least."""
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
@@ -153,12 +155,24 @@ def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
     return Footprint.of(OTHER_INDEX, index_lists=codes + rows, index_cells=centroids)
 
 
+def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:
+    """FAISS's temporary memory on a card: all that a search takes, since its queries are cut to fit into it.
+
+    Args:
+        temporary_bytes: of the `CardSpec`.
+        card_bytes: what the card has in all; FAISS takes less of small ones.
+    """
+    # getDefaultTempMemForGPU: never more than 1.5 GiB, 1 GiB up to 8 GiB cards, 512 MiB up to 4 GiB ones.
+    most = _GIB // 2 if card_bytes <= 4 * _GIB else _GIB if card_bytes <= 8 * _GIB else 3 * _GIB // 2
+    return Footprint.of(LESS_TEMPORARY, temporary_memory=min(temporary_bytes, most))
+
+
 def search_buffers(
     queries: int, count: int, width: int, k: int, *, half_floats: bool = False, card_bytes: int = 16 * _GIB
 ) -> list[int]:
     """Buffers that FAISS's exact search wants from the temporary memory, in bytes, in its order (Distance.cu).
 
-    What does not fit is allocated for the call and freed after it, which waits for the card
+    A buffer that did not fit would be allocated for the call and freed after it, which waits for the card
     (StandardGpuResources.cpp, TemporaryMemoryOverflow).
 
     Args:
@@ -166,7 +180,7 @@ def search_buffers(
         count, width: M and D'.
         k: neighbours.
         half_floats: whether those are searched.
-        card_bytes: what the card has in all; FAISS asks for less on small ones.
+        card_bytes: what the card has in all; FAISS takes smaller tiles on small ones.
     """
     if not queries:
         return []
@@ -194,7 +208,6 @@ def scoring_footprint(
     width: int,
     k: int,
     shortlist: int,
-    gathered_bytes: int,
 ) -> Footprint:
     """A batch from pixels to maps at the step that takes most; model and index come besides.
 
@@ -204,18 +217,18 @@ def scoring_footprint(
         network_bytes: of the backbone's forward pass at its peak, see `backbones.forward_bytes`.
         patches: of an image, h * w.
         width, k: D' and K.
-        shortlist: candidates whose distances are computed again.
-        gathered_bytes: of memories that are gathered for that at once, unless one a query is more.
+        shortlist: candidates whose distances are computed again; `k` for an exact search.
     """
     pixels, n = images * 3 * size_px * size_px, images * patches
     vectors = n * width * _FP32
-    gathered = vectors * max(1, min(shortlist, gathered_bytes // vectors))
     forward = Footprint.of(SMALLER_BATCH, pixels=pixels, network=network_bytes)
+    # Some candidates at a time: their vectors, and the differences from the queries (exact_sq_distances).
+    gathered = max(vectors, min(shortlist * vectors, RANKED_BYTES))
     search = Footprint.of(
         SMALLER_BATCH,
         patches=vectors,
         neighbours=n * (shortlist + k) * _NEIGHBOR,
-        re_ranking=2 * gathered,  # the memories, and their differences from the queries (exact_sq_distances)
+        re_ranking=2 * gathered,
     )
     maps = Footprint.of(SMALLER_BATCH, maps=images * size_px * size_px * _FP32, neighbours=n * k * _NEIGHBOR)
     return largest_of([forward, search, maps])

@@ -21,6 +21,7 @@ from cfa_index.footprint import (
     memories_footprint,
     scoring_footprint,
     search_buffers,
+    temporary_footprint,
     training_footprint,
 )
 from cfa_index.specs import DescriptorSpec, TrainSpec
@@ -58,7 +59,8 @@ def test_memories_are_what_the_tensor_holds() -> None:
 
 def test_half_floats_lie_beside_the_memories() -> None:
     # 300 x 24 halves are 14,400 bytes, 300 norms 1,200: rounded up to 256 each, 14,592 and 1,280.
-    assert memories_footprint(300, 24, half_floats=True).parts[-1].size_bytes == 14_592 + 1_280
+    halves = sizes(memories_footprint(300, 24, half_floats=True))
+    assert halves == {"memories": 28_800, "norms": 1_200, "half floats": 14_592 + 1_280}
     assert faiss.IndexScalarQuantizer(24, faiss.ScalarQuantizer.QT_fp16).sa_code_size() == 24 * 2
 
 
@@ -102,53 +104,59 @@ def test_a_product_quantiser_has_as_many_codes_and_centres_on_the_cpu() -> None:
     assert lists == 4 * 32 * index.code_size + 2 * 4 * index.pq.centroids.size() + 4 * 32 * 8
 
 
-def test_a_search_of_an_image_takes_two_tiles_of_distances() -> None:
-    # 784 queries of 3,136 memories: norms of the queries, two tiles of 512 x 3,136, and of their 6 nearest.
-    distances, nearest, rows = 4 * 512 * 3_136, 4 * 512 * 6, 8 * 512 * 6
+def test_a_search_of_an_image_fits_into_the_temporary_memory() -> None:
+    # 784 queries of 3,136 memories: two tiles of 512 x 3,136 distances.
     buffers = search_buffers(784, 3_136, 1_536, 6)
-    assert buffers == [4 * 784, distances, distances, nearest, nearest, rows, rows]
-    assert search_buffers(0, 3_136, 1_536, 6) == []
+    assert buffers == [
+        4 * 784,
+        *[4 * 512 * 3_136] * 2,
+        *[4 * 512 * 6] * 2,
+        *[8 * 512 * 6] * 2,
+    ]
+    assert sum(buffers) < 256 * MIB
 
 
-def test_tiles_stop_growing_with_the_bank() -> None:
-    # 1 GiB for two of 512 rows: 262,144 columns, four tiles for a million memories.
-    assert search_buffers(784, 1_000_000, 64, 6)[1:4] == [GIB // 2, GIB // 2, 4 * 512 * 4 * 6]
-    # Of half floats twice as many columns, whose distances are floats all the same; and the queries as halves.
+def test_a_search_of_a_million_memories_has_tiles_of_a_gibibyte() -> None:
+    # 512 rows by 262,144 columns, 512 MiB each.
+    assert search_buffers(784, 1_000_000, 64, 6)[1:3] == [GIB // 2] * 2
+    # Half floats are looked through twice as many at a time; their tiles of distances are floats all the same.
     halves = search_buffers(784, 1_000_000, 64, 6, half_floats=True)
-    assert (halves[0], halves[2]) == (2 * 784 * 64, GIB)
-    # A narrow bank has 1,024 rows, and half the columns for it; a small card has smaller tiles.
+    assert halves[0] == 2 * 784 * 64
+    assert halves[2:4] == [GIB] * 2
+    # A narrow bank has 1,024 rows, and half the columns for it.
     assert search_buffers(2_000, 1_000_000, 32, 6)[1] == 4 * 1_024 * 131_072
-    small = [search_buffers(784, 1_000_000, 64, 6, card_bytes=size * GIB)[1] for size in (4, 8)]
-    assert small == [256 * MIB, 384 * MIB]
+    assert search_buffers(0, 100, 32, 6) == []
 
 
-def test_ranking_again_holds_memories_and_their_differences() -> None:
+@pytest.mark.parametrize(("card_bytes", "most"), [(80, 1_536), (8, 1_024), (4, 512)])
+def test_faiss_never_takes_more_than_its_share_of_a_card(card_bytes: int, most: int) -> None:
+    taken = temporary_footprint(4 * GIB, card_bytes=card_bytes * GIB)
+    assert sizes(taken)["temporary memory"] == most * MIB
+
+
+def test_ranking_again_holds_two_vectors_a_query_beside_the_queries() -> None:
     n, width, k = 64, 48, 3
     x = torch.empty((n, width), device="meta")
     ids = torch.empty((n, k), dtype=torch.int64, device="meta")
     with LiveBytes() as live:
         exact_sq_distances(x, torch.empty((500, width), device="meta"), ids)
-    scored = sizes(scoring_footprint(**SCORING | {"patches": n, "width": width}, network_bytes=0))
-    bank, rounding = 4 * 500 * width, 2 * 4 * n * k  # the distances themselves
-    assert bank + scored["re ranking"] <= live.peak <= bank + scored["re ranking"] + rounding
-
-
-SCORING = {
-    "images": 1, "size_px": 8, "patches": 4, "width": 8, "k": 3, "shortlist": 3, "gathered_bytes": 1 << 28
-}  # fmt: skip
+    scored = sizes(
+        scoring_footprint(images=1, size_px=8, network_bytes=0, patches=n, width=width, k=k, shortlist=k)
+    )
+    assert scored["re ranking"] == 2 * 4 * n * width * k
+    bank = 4 * 500 * width
+    assert bank + scored["re ranking"] <= live.peak <= bank + scored["re ranking"] + 2 * 4 * n * k
 
 
 def test_scoring_takes_what_its_largest_step_takes() -> None:
-    forward = scoring_footprint(**SCORING, network_bytes=10_000)
-    assert sizes(forward) == {"pixels": 3 * 8 * 8, "network": 10_000}
-    maps = scoring_footprint(**SCORING | {"size_px": 32}, network_bytes=0)
-    assert sizes(maps) == {"maps": 32 * 32 * 4, "neighbours": 4 * 3 * 12}
-    search = scoring_footprint(**SCORING | {"width": 800}, network_bytes=0)
-    vectors = 4 * 800 * 4
-    assert sizes(search) == {"patches": vectors, "neighbours": 4 * 6 * 12, "re ranking": 2 * 3 * vectors}
-    # Too many to be gathered at once are gathered one a query at a time.
-    short = scoring_footprint(**SCORING | {"width": 800, "gathered_bytes": 1}, network_bytes=0)
-    assert sizes(short)["re ranking"] == 2 * vectors
+    shape = {"images": 2, "size_px": 16, "patches": 4, "width": 4, "k": 3, "shortlist": 3}
+    forward = scoring_footprint(network_bytes=10_000, **shape)
+    assert sizes(forward) == {"pixels": 2 * 3 * 16 * 16, "network": 10_000}
+    # 512 bytes of maps of 16 x 16 floats each are more than 8 patches of 4 floats and their search.
+    maps = scoring_footprint(network_bytes=0, **shape)
+    assert sizes(maps) == {"maps": 2 * 16 * 16 * 4, "neighbours": 8 * 3 * 12}
+    search = scoring_footprint(network_bytes=0, **{**shape, "width": 800})
+    assert sizes(search) == {"patches": 25_600, "neighbours": 8 * 6 * 12, "re ranking": 3 * 51_200}
 
 
 @pytest.mark.parametrize(
