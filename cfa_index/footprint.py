@@ -105,22 +105,22 @@ RANKED_BYTES = 64 << 20
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
+NO_HALVES = "give --card-storage fp32"
 LESS_TEMPORARY = "give a smaller --card-memory"
 SMALLER_NETWORK = "build with a smaller --backbone"
 
 
-def memories_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
-    """The bank itself: (M, D') float32, which rank every shortlist, and the half floats of `--card-storage fp16`.
+def memories_footprint(count: int, width: int) -> Footprint:
+    """The bank: (M, D') float32, which rank every shortlist, and their squared norms.
 
-    In fp32 an exact search reads these very vectors (`faiss.bfKnn` on a tensor of the card copies nothing,
-    GpuDistance.cu) and their norms, and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
-    (FlatIndex.cu).
+    An exact search reads these very vectors: `faiss.bfKnn` copies nothing that is on its card (GpuDistance.cu).
     """
-    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
-    if not half_floats:
-        return memories
-    halves = _rounded(count * width * _FP16) + _rounded(count * _FP32)
-    return memories + Footprint.of("give --card-storage fp32", half_floats=halves)
+    return Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
+
+
+def half_footprint(count: int, width: int) -> Footprint:
+    """A `GpuIndexFlat` of half floats: these, and a norm a vector in float32 (FlatIndex.cu)."""
+    return Footprint.of(NO_HALVES, half_floats=_rounded(count * width * _FP16) + _rounded(count * _FP32))
 
 
 def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32) -> Footprint:

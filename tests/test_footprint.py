@@ -14,6 +14,7 @@ from cfa_index.bank.builder import ivf_of
 from cfa_index.descriptor import initial_descriptor
 from cfa_index.footprint import (
     Footprint,
+    half_footprint,
     in_words,
     ivf_footprint,
     ivf_pq_footprint,
@@ -59,8 +60,7 @@ def test_memories_are_what_the_tensor_holds() -> None:
 
 def test_half_floats_lie_beside_the_memories() -> None:
     # 300 x 24 halves are 14,400 bytes, 300 norms 1,200: rounded up to 256 each, 14,592 and 1,280.
-    halves = sizes(memories_footprint(300, 24, half_floats=True))
-    assert halves == {"memories": 28_800, "norms": 1_200, "half floats": 14_592 + 1_280}
+    assert sizes(half_footprint(300, 24)) == {"half floats": 14_592 + 1_280}
     assert faiss.IndexScalarQuantizer(24, faiss.ScalarQuantizer.QT_fp16).sa_code_size() == 24 * 2
 
 
