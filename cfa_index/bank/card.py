@@ -19,7 +19,7 @@ from torch import Tensor
 from cfa_index.bank import faiss_gpu
 from cfa_index.card_memory import make_room
 from cfa_index.errors import BankError, DeviceError
-from cfa_index.footprint import LESS_TEMPORARY, Footprint, search_buffers
+from cfa_index.footprint import LESS_TEMPORARY, Footprint, half_footprint, search_buffers
 from cfa_index.specs import CardSpec
 
 _MOST_SELECTED = 2048
@@ -158,6 +158,7 @@ class CardHalf:
 
     Raises:
         BankError: values are too large for half floats.
+        CardMemoryError: there is no room for them.
     """
 
     def __init__(self, vectors: Tensor, card: Card) -> None:
@@ -168,6 +169,7 @@ class CardHalf:
                 got=f"one of {largest:g}",
                 remedy="leave out --card-storage fp16, or build with standardised features",
             )
+        make_room(half_footprint(*vectors.shape), card.device)
         self._shape = vectors.shape
         self._card = card
         with card.turn():

@@ -14,7 +14,7 @@ from torch import Tensor
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import Card, CardFlat, CardHalf, CardSearch, in_parts, require_selectable
 from cfa_index.card_memory import make_room
-from cfa_index.footprint import ivf_footprint, ivf_pq_footprint
+from cfa_index.footprint import ivf_footprint, ivf_pq_footprint, memories_footprint
 from cfa_index.specs import Storage
 
 _INVERTED_FILES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
@@ -97,6 +97,9 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
         vectors: (M, D') float32, those of the index, on the card.
         card: theirs.
         storage: fp16 for half floats where the index has float32 vectors.
+
+    Raises:
+        CardMemoryError: there is no room for it.
     """
     index, turn = faiss.downcast_index(index), None
     if isinstance(index, faiss.IndexPreTransform):
@@ -109,7 +112,10 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
     inner: CardSearch
     is_flat, is_half = type(index) in _FLAT, _is_half(index)
     if is_flat or is_half:
-        rows = vectors if turn is None else torch.addmm(turn[1], vectors, turn[0].T)
+        rows = vectors
+        if turn is not None:
+            make_room(memories_footprint(len(vectors), index.d), card.device)
+            rows = torch.addmm(turn[1], vectors, turn[0].T)
         inner = CardHalf(rows, card) if is_half or storage == "fp16" else CardFlat(rows, card)
     elif type(index) in _INVERTED_FILES and not (type(index) is faiss.IndexIVFPQ and index.pq.nbits != 8):
         inner = _inverted(index, card, storage)
@@ -125,14 +131,16 @@ def _is_half(index: Any) -> bool:
 def _inverted(index: Any, card: Card, storage: Storage) -> CardInverted:
     if type(index) is faiss.IndexIVFFlat and storage == "fp16":
         index = _halved(index)
-    sizes = [index.invlists.list_size(cell) for cell in range(index.nlist)]
+    sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)], dtype=np.int64)
     if type(index) is faiss.IndexIVFPQ:
-        make_room(ivf_pq_footprint(sizes, index.d, quantisers=index.pq.M), card.device)
+        taken = ivf_pq_footprint(sizes.tolist(), index.d, quantisers=index.pq.M)
     else:
-        make_room(ivf_footprint(sizes, index.d, code_bits=8 * index.code_size // index.d), card.device)
+        bits = index.sq.bits if type(index) is faiss.IndexIVFScalarQuantizer else 32
+        taken = ivf_footprint(sizes.tolist(), index.d, code_bits=bits)
+    make_room(taken, card.device)
     with card.turn():
         moved = faiss_gpu.to_card(card.resources, card.number, index)
-    return CardInverted(moved, card, np.array(sizes))
+    return CardInverted(moved, card, sizes)
 
 
 def _halved(flat: Any) -> Any:

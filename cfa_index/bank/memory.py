@@ -54,7 +54,7 @@ class MemoryBank:
     Raises:
         BankError: no vectors, some that are not finite, or an index over others.
         DeviceError: the device is not there.
-        CardMemoryError: it has no room.
+        CardMemoryError: the card has no room for it.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class MemoryBank:
         self.card = card
         self.index: SearchIndex | None = None
         self._half: Candidates | None = None
-        make_room(memories_footprint(*vectors.shape, half_floats=card.storage == "fp16"), device)
-        with card_memory(device, f"{len(vectors)} memories of {vectors.shape[1]}", lower=SMALLER_BANK):
+        make_room(memories_footprint(*vectors.shape), device)
+        with card_memory(device, "the bank", lower=SMALLER_BANK):
             self._tensor = torch.from_numpy(self.vectors).to(device)
             self._flat = flat_of(self.vectors, self._tensor, card)
             if index is not None:
@@ -102,10 +102,10 @@ class MemoryBank:
 
         Raises:
             BankError: it is over others.
-            CardMemoryError: the card has no room for it.
+            CardMemoryError: there is no room for it on the card.
         """
         other = copy.copy(self)
-        with card_memory(self.device, f"the index {index.state.factory}", lower=OTHER_INDEX):
+        with card_memory(self.device, "the index", lower=OTHER_INDEX):
             other._take(index)
         return other
 
