@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfa_index.bank.builder import blocks
 from cfa_index.bank.exact import exact_sq_distances
-from cfa_index.bank.flat import Candidates, flat_of, half_of
+from cfa_index.bank.flat import Candidates, flat_of, half_of, tensor_on
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
@@ -76,7 +76,7 @@ class MemoryBank:
         self.device = device
         self.card = card
         self.index: SearchIndex | None = None
-        self._tensor = torch.from_numpy(self.vectors).to(device)
+        self._tensor = tensor_on(device, self.vectors, card)
         self._flat = flat_of(self.vectors, self._tensor, card)
         self._half: Candidates | None = None
         if index is not None:

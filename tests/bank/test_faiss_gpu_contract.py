@@ -20,8 +20,10 @@ import faiss
 import pytest
 import torch
 from faiss_uses import Use, uses_of
+from fake_card import FakeFaiss
 
 import cfa_index
+from cfa_index.bank import faiss_gpu
 
 BANK = Path(cfa_index.__file__).parent / "bank"
 OBJECTS = {
@@ -192,6 +194,15 @@ def test_the_contract_is_what_the_sources_use() -> None:
 
 def test_faiss_on_a_card_is_called_in_two_modules() -> None:
     assert {use.where.split(":")[0] for use in on_cards()} == {"faiss_gpu.py", "card_index.py"}
+
+
+def test_the_fake_takes_what_the_real_one_takes() -> None:
+    """A card that is not there answers in the place of these functions (fake_card.py)."""
+    real = {name: one for name, one in vars(faiss_gpu).items() if inspect.isfunction(one)}
+    assert len(real) > 5
+    for name, one in real.items():
+        stand_in = list(inspect.signature(getattr(FakeFaiss, name)).parameters)
+        assert stand_in == ["self", *inspect.signature(one).parameters], name
 
 
 @needs_gpu_build
