@@ -115,16 +115,6 @@ class FakeCard(TorchDispatchMode):
             with torch.inference_mode(False), torch.no_grad(), self:
                 return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
-        if torch.is_inference_mode_enabled():  # where operations come before they are taken apart
-            with self:
-                result = func.decompose(*args, **given)
-            if result is not NotImplemented:
-                return result
-            with torch.inference_mode(False), torch.no_grad():  # its tensors could not be views of others
-                return self._done(func, args, given)
-        return self._done(func, args, given)
-
-    def _done(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]
         wanted = given.get("device")
