@@ -40,6 +40,7 @@ _WAITS = {
 }
 """Operations that give a number or a shape that depends on values: on a card the host waits for them."""
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
+_FUSED = "_get_fused_kernels_supported_devices"
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -329,6 +330,10 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
+        # torch's list of devices on which one kernel does an optimiser's update; the CPU's answers for the card.
+        optimizer = sys.modules["torch.optim.optimizer"]
+        fused = getattr(optimizer, _FUSED)()
+        patch.setattr(optimizer, _FUSED, lambda: [*fused, "meta"])
         with card:
             yield card
     _holder.cache_clear()
