@@ -9,6 +9,7 @@ from .backbones import (
     backbone_entry as backbone_entry,
     backbone_facts as backbone_facts,
     backbone_names as backbone_names,
+    forward_bytes as forward_bytes,
     load_backbone as load_backbone,
     timm_offer as timm_offer,
 )
@@ -81,6 +82,7 @@ from .engines import (
 from .errors import (
     BankError as BankError,
     BundleError as BundleError,
+    CardMemoryError as CardMemoryError,
     CfaIndexError as CfaIndexError,
     DatasetError as DatasetError,
     DeviceError as DeviceError,

@@ -9,6 +9,7 @@
     ├── BankError      (also ValueError)   a memory bank that cannot be made or searched
     ├── BundleError    (also RuntimeError) a model directory that is damaged, newer, or missing
     ├── DeviceError    (also RuntimeError) a device that is not there
+    │   └── CardMemoryError (also MemoryError) a card whose memory is too small, or has run out
     ├── EngineError    (also RuntimeError) a cluster that is not there, too small, or fails
     └── OutputError    (also OSError)      a disk that is full, read-only or refuses
 
@@ -72,6 +73,10 @@ class BundleError(CfaIndexError, RuntimeError):
 
 class DeviceError(CfaIndexError, RuntimeError):
     """The asked device is not there or cannot be used."""
+
+
+class CardMemoryError(DeviceError, MemoryError):
+    """A card has too little memory for what is to be put on it, or ran out of it."""
 
 
 class EngineError(CfaIndexError, RuntimeError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import made_up
 import pytest
 import torch
+from fake_card import fake_card
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(params=["cpu", "fake card", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where a test's body runs: the CPU, a card that is not there, and a true one wherever there is one.
+
+    A body moves what it gives to `device` and what it reads to the CPU; on the fake card everything between is
+    refused that would make the host wait for a card, see tests/fake_card.py.
+    """
+    if request.param == "fake card":
+        with fake_card():
+            yield torch.device("meta", 0)
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,23 @@ number, a truth value, a shape that depends on values. Mixing host and card in o
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
+import faiss
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from cfa_index.bank import faiss_gpu
+from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
 
@@ -36,7 +43,7 @@ _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
-class Crossing(AssertionError):
+class Crossing(AssertionError):  # noqa: N818 - it is what happened
     """What would have made the host wait for the card, or would have failed on one."""
 
 
@@ -47,7 +54,7 @@ class CardTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, device: torch.device) -> CardTensor:
-        made: CardTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: CardTensor = Tensor._make_wrapper_subclass(
             cls,
             held.size(),
             strides=held.stride(),
@@ -59,34 +66,36 @@ class CardTensor(Tensor):
         made.held = held.detach()
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"CardTensor({self.held!r}, {self.device})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         raise Crossing(f"{func} on the fake card while it is not open")
 
 
-@dataclass
 class FakeCard(TorchDispatchMode):
-    """What happened on it.
+    """What happens on the card.
 
     Attributes:
+        faiss: FAISS on it.
         to_host: copies to the host, by shape, while they are allowed.
         to_card: copies to the card, by shape.
         operations: done on the card, by name.
-        allowed: whether copies to the host are counted; otherwise they are refused.
+        waits: operations whose numbers or shapes the host had to wait for, while they are allowed.
+        allowed: whether copies to the host and waits are counted; otherwise they are refused.
     """
 
-    to_host: list[tuple[int, ...]] = field(default_factory=list)
-    to_card: list[tuple[int, ...]] = field(default_factory=list)
-    operations: Counter[str] = field(default_factory=Counter)
-    allowed: bool = True
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self, faiss: FakeFaiss) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.faiss = faiss
+        self.to_host: list[tuple[int, ...]] = []
+        self.to_card: list[tuple[int, ...]] = []
+        self.operations: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+        self.allowed = True
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -100,17 +109,11 @@ class FakeCard(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():
+            # Composed operations come whole in it, and no view can be made of what was made outside of it.
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
-        if torch.is_inference_mode_enabled():  # where operations come before they are taken apart
-            with self:
-                result = func.decompose(*args, **given)
-            if result is not NotImplemented:
-                return result
-            with torch.inference_mode(False), torch.no_grad():  # its tensors could not be views of others
-                return self._done(func, args, given)
-        return self._done(func, args, given)
-
-    def _done(self, func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]
         wanted = given.get("device")
@@ -121,12 +124,12 @@ class FakeCard(TorchDispatchMode):
         if func in _COPIES:
             return self._copied(func, args, given, wanted)
         if func in _WAITS:
-            raise Crossing(f"{func} makes the host wait for the card")
+            self._waited(f"{func}")
         if func in _INDEXING and any(
             one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
         ):
-            raise Crossing(f"{func} by a mask makes the host wait for the card")
-        device = wanted if to_meta else cards[0].device
+            self._waited(f"{func} by a mask")
+        device = wanted if to_meta and wanted is not None else cards[0].device
         if wanted is not None and not to_meta:
             raise Crossing(f"{func} makes a tensor on the host from one on the card")
         for one in flat:
@@ -164,18 +167,19 @@ class FakeCard(TorchDispatchMode):
         if device.type == "meta":
             if not isinstance(source, CardTensor):
                 self.to_card.append(tuple(source.shape))
-            return CardTensor(func(_held(source), **given), _numbered(device))
+            return CardTensor(func(_held(source), **given), device)
         self._crossed(source)
         return func(source.held, **given)
+
+    def _waited(self, what: str) -> None:
+        if not self.allowed:
+            raise Crossing(f"{what} makes the host wait for the card")
+        self.waits[what] += 1
 
     def _crossed(self, source: Tensor) -> None:
         if not self.allowed:
             raise Crossing(f"a copy of {tuple(source.shape)} to the host")
         self.to_host.append(tuple(source.shape))
-
-
-def _numbered(device: torch.device) -> torch.device:
-    return device
 
 
 def _held(value: Any) -> Any:
@@ -194,11 +198,131 @@ def _wrapped(func: Any, args: Any, given: Any, result: Any, device: torch.device
     return tree_map(wrap, result)
 
 
+class FakeResources:
+    """FAISS's resources; counted, so that a test can say how many were made."""
+
+    def __init__(self, temporary_bytes: int) -> None:
+        self.temporary_bytes = temporary_bytes
+
+    def setTempMemory(self, temporary_bytes: int) -> None:
+        self.temporary_bytes = temporary_bytes
+
+
+class FakeIndex:
+    """A FAISS index on the card, which is one on the CPU; takes and gives tensors on its card only."""
+
+    def __init__(self, index: Any, device: torch.device) -> None:
+        self._index = index
+        self._device = device
+        self.nprobe = 1
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self._index, faiss.IndexIVF):
+            self._index.nprobe = self.nprobe
+        x = _taken(queries, self._device)
+        return _given(self._index.search(x, k), self._device)
+
+
+def _taken(tensor: Tensor, device: torch.device) -> NDArray[np.float32]:
+    """What FAISS reads of a tensor on a card. It looks at the pointer only: all else is for us to see to."""
+    assert isinstance(tensor, CardTensor), f"{type(tensor)} on {tensor.device}"
+    assert tensor.device == device, f"{tensor.device}, not {device}"
+    assert tensor.dtype == torch.float32
+    assert tensor.is_contiguous()
+    assert len(tensor) > 0
+    array: NDArray[np.float32] = tensor.held.detach().numpy()
+    return array
+
+
+def _given(
+    found: tuple[NDArray[np.float32], NDArray[np.int64]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    return CardTensor(torch.from_numpy(found[0]), device), CardTensor(torch.from_numpy(found[1]), device)
+
+
+class FakeFaiss:
+    """What stands in for `cfa_index.bank.faiss_gpu`.
+
+    Attributes:
+        made: resources, in order.
+        calls: of searches, by kind.
+    """
+
+    def __init__(self, cards: int) -> None:
+        self._cards = cards
+        self.made: list[FakeResources] = []
+        self.calls: Counter[str] = Counter()
+
+    def gpu_count(self) -> int:
+        return self._cards
+
+    def take_tensors(self) -> None:
+        """The real one would patch FAISS for the whole process."""
+
+    def make_resources(self, temporary_bytes: int) -> FakeResources:
+        self.made.append(FakeResources(temporary_bytes))
+        return self.made[-1]
+
+    def brute_force(
+        self, resources: FakeResources, queries: Tensor, vectors: Tensor, sq_norms: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(resources, FakeResources)
+        assert k <= 2048, "FAISS would end the process"
+        self.calls["brute_force"] += 1
+        device = queries.device
+        x, y, norms = _taken(queries, device), _taken(vectors, device), _taken(sq_norms, device)
+        np.testing.assert_allclose(norms, np.square(y.astype(np.float64)).sum(axis=1), rtol=1e-5, atol=1e-30)
+        return _given(faiss.knn(x, y, k), device)
+
+    def half_flat(self, resources: FakeResources, vectors: Tensor) -> FakeIndex:
+        assert isinstance(resources, FakeResources)
+        index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+        index.add(_taken(vectors, vectors.device))
+        return FakeIndex(index, vectors.device)
+
+    def to_card(self, resources: FakeResources, number: int, index: Any) -> FakeIndex:
+        assert isinstance(resources, FakeResources)
+        kinds = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+        if type(index) not in kinds:
+            raise RuntimeError("This index type is not implemented on GPU.")
+        return FakeIndex(faiss.clone_index(index), torch.device("meta", number))
+
+    def search(self, index: FakeIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        assert k <= 2048
+        assert index.nprobe <= 2048
+        self.calls["search"] += 1
+        return index.search(queries, k)
+
+
 @contextmanager
-def fake_card() -> Iterator[FakeCard]:
-    """Open the fake card: `torch.device("meta:0")`, and "meta:1" beside it.
+def fake_card(cards: int = 2) -> Iterator[FakeCard]:
+    """Open fake cards: `torch.device("meta:0")` and "meta:1"; `--device cuda` and `cuda:N` name them, too.
 
     Tensors come and go by `.to(device)` and `.cpu()`; what came stays a `CardTensor` and can be read by `.held`.
+    What FAISS does on a card is `FakeCard.faiss`.
     """
-    with FakeCard() as card:
-        yield card
+
+    def resolved(name: str) -> torch.device:
+        return (
+            torch.device("cpu") if name == "cpu" else torch.device("meta", int(name.partition(":")[2] or 0))
+        )
+
+    card = FakeCard(faiss=FakeFaiss(cards))
+    _holder.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "gpu_count",
+            "take_tensors",
+            "make_resources",
+            "brute_force",
+            "half_flat",
+            "to_card",
+            "search",
+        ):
+            patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
+        for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
+            if "resolve_device" in vars(module):
+                patch.setattr(module, "resolve_device", resolved)
+        with card:
+            yield card
+    _holder.cache_clear()

@@ -452,7 +452,6 @@ def test_an_index_that_does_not_fit_its_disk(disk: Path, factory: str) -> None:
     index = SearchIndex(
         built,
         IndexState(parameters={}, k=1, queries=0, resident_bytes=0, latency_ms=0.0),
-        torch.device("cpu"),
     )
     fill(disk, leave=300_000)
     with pytest.raises(OSError, match="No space left on device"):

@@ -22,6 +22,10 @@ def pyramid(batch: int = 2, seed: int = 0) -> list[torch.Tensor]:
     ]
 
 
+def moved(levels: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    return [level.to(device) for level in levels]
+
+
 def moments_of(levels: list[torch.Tensor]) -> Moments:
     running = RunningMoments(sum(CHANNELS))
     running.update(patches(levels).flatten(0, 1).numpy())
@@ -29,13 +33,13 @@ def moments_of(levels: list[torch.Tensor]) -> Moments:
 
 
 @pytest.mark.parametrize("init", ["he", "torch", "identity", "whiten"])
-def test_level_by_level_equals_upsampling_first(init: Initialisation) -> None:
+def test_level_by_level_equals_upsampling_first(init: Initialisation, device: torch.device) -> None:
     levels = pyramid()
     phi = initial_descriptor(DescriptorSpec(init=init), CHANNELS, moments_of(levels), seed=3)
     with torch.no_grad():
         phi.weight[:, -2:] = 0.3  # coordinates too
-        got = phi(levels)
         weight, bias = phi.effective()
+        got = phi.to(device)(moved(levels, device)).cpu()
     full = np.concatenate(
         [
             np.stack([reference.bilinear(image.numpy().astype(float), 12, 12) for image in level])
@@ -49,18 +53,18 @@ def test_level_by_level_equals_upsampling_first(init: Initialisation) -> None:
     assert np.abs(got.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_folding_the_standardisation_changes_nothing() -> None:
-    levels = pyramid()
-    phi = initial_descriptor(DescriptorSpec(init="identity"), CHANNELS, moments_of(levels), seed=0)
-    folded = phi.folded()
-    torch.testing.assert_close(folded(levels), phi(levels))
+def test_folding_the_standardisation_changes_nothing(device: torch.device) -> None:
+    levels = moved(pyramid(), device)
+    phi = initial_descriptor(DescriptorSpec(init="identity"), CHANNELS, moments_of(pyramid()), seed=0)
+    folded = phi.to(device).folded()
+    torch.testing.assert_close(folded(levels).cpu(), phi(levels).cpu())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
 
 
-def test_identity_standardises_each_channel() -> None:
+def test_identity_standardises_each_channel(device: torch.device) -> None:
     levels = pyramid(batch=8)
     phi = initial_descriptor(DescriptorSpec(init="identity"), CHANNELS, moments_of(levels), seed=0)
-    adapted = phi(levels).detach().flatten(0, 1)
+    adapted = phi.to(device)(moved(levels, device)).detach().flatten(0, 1).cpu()
     torch.testing.assert_close(adapted.mean(0), torch.zeros(30), atol=1e-4, rtol=0)
     torch.testing.assert_close(adapted.std(0, correction=0), torch.ones(30), atol=1e-3, rtol=0)
 
@@ -107,26 +111,28 @@ def test_he_has_the_paper_s_variance_and_a_seed() -> None:
     assert not torch.equal(one.weight, other.weight)
 
 
-def test_gradients_reach_weight_and_bias_only() -> None:
+def test_gradients_reach_weight_and_bias_only(device: torch.device) -> None:
     levels = pyramid()
-    phi = initial_descriptor(DescriptorSpec(), CHANNELS, moments_of(levels), seed=0)
-    torch.autograd.backward([phi(levels).square().mean()])
+    phi = initial_descriptor(DescriptorSpec(), CHANNELS, moments_of(levels), seed=0).to(device)
+    torch.autograd.backward([phi(moved(levels, device)).square().mean()])
     assert {name for name, parameter in phi.named_parameters() if parameter.grad is not None} == {
         "weight",
         "bias",
     }
 
 
-def test_gradients_agree_with_upsampling_first() -> None:
+def test_gradients_agree_with_upsampling_first(device: torch.device) -> None:
     levels = pyramid()
     phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=0)
-    target = torch.randn(2, 144, 30)
-    torch.autograd.backward([(phi(levels) * target).sum()])
+    target = torch.randn(2, 144, 30, generator=torch.Generator().manual_seed(1))
     plain = phi.weight.detach().clone().requires_grad_()
+    phi.to(device)
+    torch.autograd.backward([(phi(moved(levels, device)) * target.to(device)).sum()])
     full = torch.cat([patches(levels), coordinates((12, 12)).expand(2, -1, -1)], dim=2)
     torch.autograd.backward([((full @ plain.T) * target).sum()])
+    assert phi.weight.grad is not None
     assert plain.grad is not None
-    torch.testing.assert_close(phi.weight.grad, plain.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(phi.weight.grad.cpu(), plain.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_missing_moments_are_an_error() -> None:
@@ -134,11 +140,10 @@ def test_missing_moments_are_an_error() -> None:
         initial_descriptor(DescriptorSpec(init="whiten"), CHANNELS, None, seed=0)
 
 
-def test_half_precision_levels_are_taken_as_they_come() -> None:
-    levels = pyramid()
-    phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=0)
-    half = [level.half() for level in levels]
-    torch.testing.assert_close(phi(half), phi([level.float() for level in half]))
+def test_half_precision_levels_are_taken_as_they_come(device: torch.device) -> None:
+    phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=0).to(device)
+    half = [level.half() for level in moved(pyramid(), device)]
+    torch.testing.assert_close(phi(half).cpu(), phi([level.float() for level in half]).cpu())
 
 
 def test_width_and_channels() -> None:

@@ -53,11 +53,12 @@ def test_map_is_interpolation_then_gaussian(
         np.testing.assert_allclose(maps.numpy(), oracle(scores, size_px, sigma_px), atol=1e-5)
 
 
-def test_the_defaults_size() -> None:
+def test_the_defaults_size(device: torch.device) -> None:
     scores = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
-    maps = MapMaker((28, 28), 224, 4.0)(scores)
+    on_device = MapMaker((28, 28), 224, 4.0, device)(scores.to(device))
+    maps = on_device.cpu()
     np.testing.assert_allclose(maps.numpy(), oracle(scores, 224, 4.0), atol=1e-5)
-    assert torch.equal(image_scores(maps), maps.flatten(1).max(dim=1).values)
+    assert torch.equal(image_scores(on_device).cpu(), maps.flatten(1).max(dim=1).values)
 
 
 def test_upsampling_by_hand() -> None:
@@ -75,31 +76,34 @@ def test_rows_are_weights(cells: int, size_px: int, sigma_px: float) -> None:
     torch.testing.assert_close(matrix.sum(dim=1), torch.ones(size_px, dtype=torch.float64))
 
 
-def test_constant_stays_constant() -> None:
-    make = MapMaker((5, 7), 56, 4.0)
-    torch.testing.assert_close(make(torch.full((2, 5, 7), 3.25)), torch.full((2, 56, 56), 3.25))
+def test_constant_stays_constant(device: torch.device) -> None:
+    make = MapMaker((5, 7), 56, 4.0, device)
+    scores = torch.full((2, 5, 7), 3.25).to(device)
+    torch.testing.assert_close(make(scores).cpu(), torch.full((2, 56, 56), 3.25))
     valid = torch.zeros(2, 5, 7, dtype=torch.bool)
     valid[:, 1:4] = True
-    maps = make(torch.full((2, 5, 7), 3.25), valid)
+    maps = make(scores, valid.to(device)).cpu()
     inside = maps != 0
     assert inside.float().mean() == pytest.approx(3 / 5, abs=0.02)
     torch.testing.assert_close(maps[inside], torch.full_like(maps[inside], 3.25))
 
 
-def test_all_valid_is_as_without_a_mask() -> None:
-    make = MapMaker((6, 6), 48, 4.0)
-    scores = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(make(scores, torch.ones(3, 6, 6, dtype=torch.bool)), make(scores))
+def test_all_valid_is_as_without_a_mask(device: torch.device) -> None:
+    make = MapMaker((6, 6), 48, 4.0, device)
+    scores = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1)).to(device)
+    valid = torch.ones(3, 6, 6, dtype=torch.bool).to(device)
+    torch.testing.assert_close(make(scores, valid).cpu(), make(scores).cpu())
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e6, math.nan, math.inf])
-def test_padding_never_influences_the_content(padding: float) -> None:
-    make = MapMaker((8, 8), 64, 4.0)
+def test_padding_never_influences_the_content(padding: float, device: torch.device) -> None:
+    make = MapMaker((8, 8), 64, 4.0, device)
     scores = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(2))
     valid = torch.zeros(1, 8, 8, dtype=torch.bool)
     valid[:, 2:6] = True
-    maps = make(scores, valid)
-    other = make(torch.where(valid, scores, padding), valid)
+    on_device = valid.to(device)
+    maps = make(scores.to(device), on_device).cpu()
+    other = make(torch.where(valid, scores, padding).to(device), on_device).cpu()
     assert torch.equal(maps, other)
     assert not maps[:, :16].any()
     assert not maps[:, 48:].any()
@@ -108,8 +112,8 @@ def test_padding_never_influences_the_content(padding: float) -> None:
     assert inside.max() <= patches.max() + 1e-6
 
 
-def test_normalised_convolution_against_loops() -> None:
-    make = MapMaker((4, 4), 16, 2.0)
+def test_normalised_convolution_against_loops(device: torch.device) -> None:
+    make = MapMaker((4, 4), 16, 2.0, device)
     generator = torch.Generator().manual_seed(3)
     scores = torch.rand(1, 4, 4, generator=generator)
     valid = torch.rand(1, 4, 4, generator=generator) > 0.5
@@ -125,12 +129,13 @@ def test_normalised_convolution_against_loops() -> None:
                 total += weight * float(scores[0, i, j])
                 support += weight
             expected[row, column] = total / support
-    np.testing.assert_allclose(make(scores, valid)[0].numpy(), expected, atol=1e-6)
+    maps = make(scores.to(device), valid.to(device)).cpu()
+    np.testing.assert_allclose(maps[0].numpy(), expected, atol=1e-6)
 
 
-def test_no_valid_patch_gives_zero() -> None:
-    maps = MapMaker((2, 2), 8, 4.0)(torch.ones(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool))
-    assert not maps.any()
+def test_no_valid_patch_gives_zero(device: torch.device) -> None:
+    scores, valid = torch.ones(1, 2, 2).to(device), torch.zeros(1, 2, 2, dtype=torch.bool).to(device)
+    assert not MapMaker((2, 2), 8, 4.0, device)(scores, valid).cpu().any()
 
 
 def test_map_maker_is_a_frozen_value() -> None:
@@ -298,15 +303,3 @@ def test_maps_of_different_images_are_not_fused() -> None:
         fuse_maps([])
     with pytest.raises(SpecError):
         fuse_maps([np.zeros(3, np.float32)])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_card_gives_the_same_maps() -> None:
-    generator = torch.Generator().manual_seed(7)
-    scores = torch.rand(4, 28, 28, generator=generator)
-    valid = torch.rand(4, 28, 28, generator=generator) > 0.3
-    on_cpu, on_card = MapMaker((28, 28), 224, 4.0), MapMaker((28, 28), 224, 4.0, "cuda")
-    for mask in (None, valid):
-        maps = on_card(scores.cuda(), None if mask is None else mask.cuda())
-        torch.testing.assert_close(maps.cpu(), on_cpu(scores, mask), atol=1e-5, rtol=0)

@@ -5,9 +5,11 @@
 import torch  # noqa: F401, for the order alone
 
 from cfa_index.bank.builder import LISTS_BYTES, LISTS_FILE, BuiltIndex, build_faiss
+from cfa_index.bank.cards import Bank, SpreadBank, bank_on
 from cfa_index.bank.choice import IndexChoice, make_index
 from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.index import SearchIndex, changed_faiss, faiss_version, gpu_count, read_faiss
+from cfa_index.bank.faiss_gpu import gpu_count
+from cfa_index.bank.index import SearchIndex, changed_faiss, faiss_version, read_faiss
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.neighbors import Neighbors
@@ -19,6 +21,7 @@ from cfa_index.bank.tuning import Truth, recall_at, tune
 __all__ = [
     "LISTS_BYTES",
     "LISTS_FILE",
+    "Bank",
     "BuiltIndex",
     "IndexChoice",
     "IndexState",
@@ -28,7 +31,9 @@ __all__ = [
     "PatchSources",
     "Recipe",
     "SearchIndex",
+    "SpreadBank",
     "Truth",
+    "bank_on",
     "build_faiss",
     "changed_faiss",
     "exact_sq_distances",

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
@@ -130,7 +129,7 @@ def _made(
     if state.is_flat:
         return None, replace(state, latency_ms=truth.latency_ms(truth.flat)), True
     with stage(listener, f"index {recipe.factory}", count, "memories") as advance:
-        index = SearchIndex(build(truth.vectors, recipe.factory, advance=advance), state, torch.device("cpu"))
+        index = SearchIndex(build(truth.vectors, recipe.factory, advance=advance), state)
     with stage(listener, "tuning", None, "searches"):
         reached = tune(index, truth, spec.min_recall)
         truth.measure(index)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.threads import shared_threads
+from cfa_index.footprint import RANKED_BYTES
 
 _EXPANSION_FROM = 20
 """Queries times width from which FAISS multiplies matrices. Its own 128,000 leaves the 784 patches of an
@@ -45,8 +46,12 @@ def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
                 k,
             )
         return result
-    columns = [(queries - vectors[ids[:, j]]).square().sum(dim=1) for j in range(ids.shape[1])]
-    return torch.stack(columns, dim=1)
+    # On a card in a few large steps, each with a copy of the memories that it looks at.
+    at_once = max(1, RANKED_BYTES // (4 * max(1, len(queries)) * vectors.shape[1]))
+    parts = [
+        (queries[:, None] - vectors[part]).square_().sum(dim=2) for part in torch.split(ids, at_once, dim=1)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 @shared_threads()

@@ -1,11 +1,11 @@
-"""FAISS indexes over a bank's vectors, on the CPU or on a CUDA device."""
+"""FAISS indexes over a bank's vectors, on the CPU or on a card."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,41 +26,52 @@ from cfa_index.bank.builder import (
     lists_on_disk,
     write_faiss,
 )
+from cfa_index.bank.card import card_of
+from cfa_index.bank.card_index import CardIndex, index_on_card
 from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.named_files import named_files
 from cfa_index.bank.state import IndexState
 from cfa_index.bank.threads import shared_threads
-from cfa_index.errors import BankError, DeviceError
+from cfa_index.errors import BankError
+from cfa_index.specs import CardSpec
 
-_GPU_TEMPORARY_BYTES = 256 << 20
-"""FAISS would take up to 1.5 GiB a card for itself, in competition with torch's cache."""
+
+@dataclass
+class _Tuned:
+    """What an index and its copies on cards have in common."""
+
+    state: IndexState
 
 
 class SearchIndex:
     """A FAISS index that names candidates; `MemoryBank` computes their distances exactly.
 
-    Not safe for two threads on a GPU, even to read (FAISS #4525).
-
     Attributes:
-        device: where it lives.
-        state: how it was built and tuned.
+        device: where it searches.
     """
 
     def __init__(
         self,
         built: BuiltIndex,
         state: IndexState,
-        device: torch.device,
         *,
         file: Path | None = None,
-        host: SearchIndex | None = None,
     ) -> None:
-        self.device = device
-        self.state = state
+        self.device = torch.device("cpu")
+        self._tuned = _Tuned(state)
         self._built = built  # with the scratch folder that its lists may be in
         self._index = built.index
-        self._host = host or self
+        self._on_card: CardIndex | None = None
         self._file = file
+
+    @property
+    def state(self) -> IndexState:
+        """How it was built and tuned."""
+        return self._tuned.state
+
+    @state.setter
+    def state(self, state: IndexState) -> None:
+        self._tuned.state = state
 
     @property
     def count(self) -> int:
@@ -84,8 +95,8 @@ class SearchIndex:
             (n, k) float32 squared distances as FAISS gives them, which may be those of shortened or rounded
             vectors, and (n, k) int64 rows; -1 where it found fewer, or the query is not finite.
         """
-        if self.device.type == "cuda":
-            return search_on_gpu(self._index, queries, k)
+        if self._on_card is not None:
+            return self._on_card.search(queries, k, self.state.parameters)
         with matrix_products():
             found = self._index.search(queries.contiguous().numpy(), k)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
@@ -98,8 +109,8 @@ class SearchIndex:
 
     def resident_bytes(self) -> int:
         """Bytes of the index as it would be written, which is what it holds in memory."""
-        if self._host._file is not None:  # what is mapped from it, FAISS would leave out
-            return self._host._file.stat().st_size
+        if self._file is not None:  # what is mapped from it, FAISS would leave out
+            return self._file.stat().st_size
         total = 0
 
         def count(part: bytes) -> None:
@@ -112,21 +123,19 @@ class SearchIndex:
     @property
     def lists(self) -> Path | None:
         """The file of the inverted lists, where they have one; it belongs beside the index's own."""
-        host = self._host
-        beside = host._file.with_name(LISTS_FILE) if host._file else host._built.lists
+        beside = self._file.with_name(LISTS_FILE) if self._file else self._built.lists
         return beside if beside is not None and beside.exists() else None
 
     def write(self, path: Path) -> None:
-        """Write FAISS's file, without `lists`. Of an index on a GPU it is the one that was moved there.
+        """Write FAISS's file, without `lists`: of the index on the CPU, which a card has a copy of.
 
         Raises:
             OSError: the disk is full or read-only.
         """
-        host = self._host
-        if host._file is not None:  # its lists are mapped from there, and FAISS would write that path
-            shutil.copyfile(host._file, path)
+        if self._file is not None:  # its lists are mapped from there, and FAISS would write that path
+            shutil.copyfile(self._file, path)
             return
-        index = host.faiss_index
+        index = self._index
         on_disk = lists_on_disk(index)
         if on_disk is None:
             write_faiss(index, path)
@@ -140,19 +149,30 @@ class SearchIndex:
 
     @property
     def faiss_index(self) -> Any:
-        """FAISS's own object."""
+        """FAISS's own object, on the CPU."""
         return self._index
 
-    def to(self, device: torch.device) -> SearchIndex:
-        """This index on a device.
+    def to(self, vectors: Tensor, card: CardSpec) -> SearchIndex:
+        """This index on the device of its vectors; on the CPU, still, where FAISS has none of its kind on a card.
+
+        The two have one state: what is tuned or measured of one holds for the other.
+
+        Args:
+            vectors: (M, D') float32, what it was made of.
+            card: what may be taken of a card.
 
         Raises:
-            DeviceError: FAISS sees no card, or has no such index on one.
+            DeviceError: FAISS sees no such card.
         """
-        if device.type != "cuda":
+        if vectors.device == self.device:
             return self
-        moved = BuiltIndex(move_to_gpu(self._index, device))
-        return SearchIndex(moved, self.state, device, host=self)
+        other = copy.copy(self)
+        other.device, other._on_card = torch.device("cpu"), None
+        if vectors.device.type != "cpu":
+            other._on_card = index_on_card(self._index, vectors, card_of(vectors.device, card), card.storage)
+        if other._on_card is not None:
+            other.device = vectors.device
+        return other
 
 
 def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchIndex:
@@ -169,7 +189,7 @@ def read_faiss(path: Path, state: IndexState, shape: tuple[int, int]) -> SearchI
             remedy="load the model with --rebuild-index",
         )
     set_parameters(index, state.parameters)
-    return SearchIndex(BuiltIndex(index), state, torch.device("cpu"), file=path)
+    return SearchIndex(BuiltIndex(index), state, file=path)
 
 
 def changed_faiss(
@@ -199,7 +219,7 @@ def changed_faiss(
             index.add(block)
         built = BuiltIndex(index)
     set_parameters(built.index, state.parameters)
-    return SearchIndex(built, state, torch.device("cpu"))
+    return SearchIndex(built, state)
 
 
 def _read(path: Path) -> Any:
@@ -264,60 +284,6 @@ def tunable(index: Any) -> dict[str, int]:
     if graph_of(index) is not None:
         return {"efSearch": 1024}
     return {}
-
-
-def search_on_gpu(index: Any, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What FAISS finds for (n, D') float32 queries on a card: (n, k) squared distances and rows, there too."""
-    # Importing it teaches FAISS's classes to take torch tensors, on torch's current stream.
-    import faiss.contrib.torch_utils  # noqa: F401
-
-    with torch.cuda.device(queries.device):
-        sq_distances, ids = index.search(queries.contiguous(), k)
-    return sq_distances, ids
-
-
-def flat_index(vectors: NDArray[np.float32], device: torch.device) -> Any:
-    """FAISS's Flat index on a CUDA device. On the CPU `nearest_rows` needs none."""
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    return move_to_gpu(index, device)
-
-
-def move_to_gpu(index: Any, device: torch.device) -> Any:
-    """A CPU index on a CUDA device.
-
-    Raises:
-        DeviceError: FAISS sees no card, or has no such index on one.
-    """
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        raise DeviceError(
-            expected="a FAISS that sees a CUDA device",
-            got=f"faiss {faiss.__version__} with {getattr(faiss, 'get_num_gpus', int)()} GPUs",
-            remedy="install faiss-gpu, or use --device cpu",
-        )
-    number = device.index or 0
-    try:
-        return faiss.index_cpu_to_gpu(_gpu_resources(number), number, index)
-    except RuntimeError as error:
-        raise DeviceError(
-            expected="an index that FAISS has on a GPU",
-            got=last_line(error),
-            remedy="use --index flat or ivf, or --device cpu",
-        ) from error
-
-
-@cache
-def _gpu_resources(device: int) -> Any:
-    """FAISS's one resource object of a process and device; it must outlive every index on the card."""
-    del device
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(_GPU_TEMPORARY_BYTES)
-    return resources
-
-
-def gpu_count() -> int:
-    """CUDA devices that this build of FAISS sees."""
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def faiss_version() -> str:

@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.builder import blocks
-from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.half import HalfProducts
-from cfa_index.bank.index import SearchIndex, flat_index, search_on_gpu
+from cfa_index.bank.exact import exact_sq_distances
+from cfa_index.bank.flat import Candidates, flat_of, half_of
+from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError
+from cfa_index.specs import CardSpec
 
 _SPARE = 3
 """Candidates beyond k that products of half precision are asked for: with none, a fiftieth of the patches got
 another neighbour than the nearest; with three, none or one in 25,000 did, and it was as near to 2e-4."""
-_MOST_HALVED = 1 << 28
-"""Numbers in a bank, M * D', up to which it is held a second time in half precision: 512 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +40,27 @@ class PatchSources:
 class MemoryBank:
     """M normal patches and their index, on one device.
 
-    On the CPU the vectors are held once, as they are given: a file that is mapped copy-on-write stays one.
+    On the CPU the vectors are held once, as they are given: a file that is mapped copy-on-write stays one. A card
+    has a copy, which is all that Flat needs there.
 
     Args:
         vectors: (M, D') float32; a memory-mapped array is fine.
         device: where queries live.
         index: over these vectors; None for Flat, which is exact.
+        card: what is taken of a card.
 
     Raises:
         BankError: no vectors, some that are not finite, or an index over others.
-        DeviceError: the device is not there, or FAISS has no such index on it.
+        DeviceError: the device is not there.
     """
 
     def __init__(
-        self, vectors: NDArray[np.float32], device: torch.device, index: SearchIndex | None = None
+        self,
+        vectors: NDArray[np.float32],
+        device: torch.device,
+        index: SearchIndex | None = None,
+        *,
+        card: CardSpec = CardSpec(),
     ) -> None:
         if vectors.ndim != 2 or not len(vectors) or vectors.dtype != np.float32:
             raise BankError(
@@ -68,12 +74,15 @@ class MemoryBank:
             )
         self.vectors = _writable(vectors)
         self.device = device
+        self.card = card
         self.index: SearchIndex | None = None
-        self._gpu_flat = flat_index(vectors, device) if index is None and device.type == "cuda" else None
         self._tensor = torch.from_numpy(self.vectors).to(device)
-        self._half: HalfProducts | None = None
+        self._flat = flat_of(self.vectors, self._tensor, card)
+        self._half: Candidates | None = None
         if index is not None:
             self._take(index)
+        if self._searching is None:
+            self._half = half_of(self._tensor, card, precise=True)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -88,7 +97,6 @@ class MemoryBank:
 
         Raises:
             BankError: it is over others.
-            DeviceError: FAISS has no such index on the bank's device.
         """
         other = copy.copy(self)
         other._take(index)
@@ -102,8 +110,8 @@ class MemoryBank:
         they did.
         """
         other = copy.copy(self)
-        if self.index is None and self.device.type == "cpu" and self.vectors.size <= _MOST_HALVED:
-            other._half = HalfProducts(self._tensor)
+        if self._searching is None and self._half is None:
+            other._half = half_of(self._tensor, self.card, precise=False)
         return other
 
     @shared_threads()
@@ -114,31 +122,38 @@ class MemoryBank:
         never how far they are. Flat's distances come from a matrix product, clamped at zero; their rounding
         depends on the batch.
 
+        On a card nothing here waits for it. So a query that is not finite is no error there: its distances are
+        NaN or infinite, and `require_finite` says so once what becomes of them is read on the host.
+
         Args:
             queries: on the bank's device.
-            k: at most M.
+            k: at most M, and at most 2,048 on a card.
             exact: compute Flat's distances, too, by direct subtraction and sort by them.
 
         Raises:
-            BankError: k is larger than the bank, a query has another width, or is NaN or infinite.
+            BankError: k is too large, a query has another width, or is NaN or infinite.
         """
-        self._check(queries, k)
-        if self.index is not None:
-            shortlist = min(max(self.index.state.shortlist, k), len(self))
-            ids = self.index.candidates(queries, shortlist)[1]
-            # Some indexes answer a NaN with any rows: an infinite sum is cheaper than looking at every number.
-            ids = self._completed(queries, ids, ~queries.sum(dim=1).isfinite())
-        elif exact and self._half is not None:
+        check_queries(queries, k, self.vectors.shape)
+        if self._searching is not None:
+            shortlist = min(max(self._searching.state.shortlist, k), len(self))
+            ids = self._flat.completed(queries, self._searching.candidates(queries, shortlist)[1])
+        elif self._half is not None:
             ids = self._half.candidates(queries, min(k + _SPARE, len(self)))
-            ids = self._completed(queries, ids)
+            ids = self._flat.completed(queries, ids)
         else:
-            sq_distances, ids = self._flat(queries, k)
+            sq_distances, ids = self._flat.search(queries, k)
             if not exact:
                 return Neighbors(sq_distances=sq_distances.clamp_min_(0), ids=ids)
-        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1)
+        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1, stable=True)
         return Neighbors(
             sq_distances=sq_distances[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
         )
+
+    @property
+    def _searching(self) -> SearchIndex | None:
+        """The index, where there is one on the bank's device; Flat answers elsewhere."""
+        index = self.index
+        return index if index is not None and index.device.type == self.device.type else None
 
     def _take(self, index: SearchIndex) -> None:
         if (index.count, index.width) != self.vectors.shape:
@@ -147,50 +162,24 @@ class MemoryBank:
                 got=f"{index.count} x {index.width}",
                 remedy="build the index again",
             )
-        self.index = index.to(self.device)
+        self.index = index.to(self._tensor, self.card)
 
-    def _flat(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Every distance computed: (n, k) squared, as FAISS gives them, and rows."""
-        if self._gpu_flat is not None:
-            sq_distances, ids = search_on_gpu(self._gpu_flat, queries, k)
-        else:
-            found = nearest_rows(queries.numpy(), self.vectors, k)
-            sq_distances, ids = torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        # FAISS never returns a row for a NaN or infinite query: its heap keeps -1.
-        if len(ids) and int(ids.min()) < 0:
-            raise BankError(
-                expected="finite queries",
-                got="a NaN or infinite patch feature",
-                remedy="check the image, the weights and the precision",
-            )
-        return sq_distances, ids
 
-    def _completed(self, queries: Tensor, ids: Tensor, odd: Tensor | None = None) -> Tensor:
-        """Candidates, those of queries that have too few, or are odd (n,), replaced by Flat's."""
-        short = (ids < 0).any(dim=1)
-        if odd is not None:
-            short |= odd
-        if bool(short.any()):
-            again = short.nonzero()[:, 0]
-            ids = ids.clone()
-            if self._gpu_flat is None and self.device.type == "cuda":
-                self._gpu_flat = flat_index(self.vectors, self.device)
-            ids[again] = self._flat(queries[again], ids.shape[1])[1]
-        return ids
-
-    def _check(self, queries: Tensor, k: int) -> None:
-        if k > len(self):
-            raise BankError(
-                expected=f"to find {k} neighbours",
-                got=f"a bank of {len(self)} memories",
-                remedy="ask for fewer neighbours (K + J) or build a larger bank",
-            )
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise BankError(
-                expected=f"queries of shape (n, {self.vectors.shape[1]})",
-                got=f"{tuple(queries.shape)}",
-                remedy="use the descriptor that this bank was built with",
-            )
+def check_queries(queries: Tensor, k: int, shape: tuple[int, ...]) -> None:
+    """Raise a BankError unless k neighbours can be found for the queries in a bank of the shape (M, D')."""
+    count, width = shape
+    if k > count:
+        raise BankError(
+            expected=f"to find {k} neighbours",
+            got=f"a bank of {count} memories",
+            remedy="ask for fewer neighbours (K + J) or build a larger bank",
+        )
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise BankError(
+            expected=f"queries of shape (n, {width})",
+            got=f"{tuple(queries.shape)}",
+            remedy="use the descriptor that this bank was built with",
+        )
 
 
 def _writable(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

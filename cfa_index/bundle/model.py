@@ -317,7 +317,7 @@ def _index(path: Path, manifest: Manifest, vectors: NDArray[np.float32], *, rebu
     if INDEX_FILE in manifest.files and not rebuild:
         return read_faiss(path / INDEX_FILE, state, vectors.shape)
     made = build_faiss(vectors, state.factory, seed=manifest.spec.seed)
-    return SearchIndex(made, state, torch.device("cpu")).tuned(state.parameters, state.shortlist)
+    return SearchIndex(made, state).tuned(state.parameters, state.shortlist)
 
 
 def load_descriptor(path: Path, manifest: Manifest) -> PatchDescriptor:

@@ -1,7 +1,9 @@
 """phi, the loss and the optimiser: one update, an epoch of them, and what a training that was killed needs.
 
 On a card the host only gives orders: no update waits for its results. They are read one update late, when the
-card has the next one to work on, so the host is never further ahead.
+card has the next one to work on, so the host is never further ahead. A seed gives the same training there within
+rounding and not bit by bit: the gradient of the bilinear upsampling is summed in no fixed order (torch's notes on
+`use_deterministic_algorithms`).
 """
 
 from __future__ import annotations
@@ -146,7 +148,7 @@ def train_epoch(
         epoch=epoch,
         attraction=float(means[0]),
         repulsion=float(means[1]),
-        radius=float(trainer.loss.radius.detach()),
+        radius=float(trainer.loss.radius.detach().cpu()),
         neighbor_distance=float(means[2]),
         seconds=time.perf_counter() - started,
     )
@@ -166,7 +168,9 @@ def median_radius(
         with torch.inference_mode():
             patches = _patches(phi, batch.levels, batch.inspected)
         kth.append(bank.search(patches, spec.attract).sq_distances[:, -1])
-    radius = float(torch.cat(kth).median().sqrt())  # NaN where any is
+    sq_distances = torch.cat(kth)
+    median = torch.where(sq_distances.isfinite().all(), sq_distances.median(), torch.nan)
+    radius = float(median.sqrt().cpu())
     _check_finite(radius)
     # Where every patch is a memory the median is zero, and r = 0 has no gradient.
     return max(radius, _LEAST_RADIUS)
@@ -179,8 +183,8 @@ def _patches(phi: PatchDescriptor, levels: Sequence[Tensor], inspected: Tensor |
 
 
 def _check_finite(distance: float) -> None:
-    """What the search says on the CPU at once, a card shows by a NaN."""
-    if math.isnan(distance):
+    """What a search on the CPU says at once shows in the distances of a card's."""
+    if not math.isfinite(distance):
         raise BankError(
             expected="finite queries",
             got="a NaN or infinite patch feature",

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from vectors import clustered
 
 from cfa_index.bank import MemoryBank
+from cfa_index.bank.flat import _MOST_HALVED
 from cfa_index.bank.half import HalfProducts
-from cfa_index.bank.memory import _MOST_HALVED, _SPARE
+from cfa_index.bank.memory import _SPARE
 from cfa_index.errors import BankError
 
 CPU = torch.device("cpu")
@@ -91,8 +92,8 @@ def test_no_queries_find_nothing() -> None:
 
 def test_a_bank_too_large_to_be_held_twice_is_searched_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(50, 6)
-    monkeypatch.setattr("cfa_index.bank.memory._MOST_HALVED", vectors.size - 1)
+    monkeypatch.setattr("cfa_index.bank.flat._MOST_HALVED", vectors.size - 1)
     assert vectors.size < _MOST_HALVED
-    monkeypatch.setattr("cfa_index.bank.memory.HalfProducts", None)  # would not be callable
+    monkeypatch.setattr("cfa_index.bank.flat.HalfProducts", None)  # would not be callable
     half = MemoryBank(vectors, CPU).with_half_products()
     assert half.search(torch.from_numpy(vectors), 1, exact=True).ids[:, 0].tolist() == list(range(50))

@@ -1,0 +1,161 @@
+"""A FAISS index that was made on the CPU, on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfa_index.bank import faiss_gpu
+from cfa_index.bank.card import Card, CardFlat, CardHalf, CardSearch, in_parts, require_selectable
+from cfa_index.specs import Storage
+
+_INVERTED_FILES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+"""What FAISS moves to a card; not their subclasses."""
+_FLAT = (faiss.IndexFlat, faiss.IndexFlatL2)
+
+
+class CardInverted:
+    """An inverted file on a card.
+
+    A query that came back with too few neighbours would have to be found on the host, and asked again. So as many
+    cells are probed as hold k memories whichever they are.
+
+    Args:
+        index: FAISS's, on the card.
+        card: its.
+        list_sizes: (cells,) memories in each cell.
+
+    Attributes:
+        nprobe: cells to probe, at least.
+    """
+
+    def __init__(self, index: Any, card: Card, list_sizes: NDArray[np.int64]) -> None:
+        self.nprobe = 1
+        self._index = index
+        self._card = card
+        self._in_the_smallest = np.cumsum(np.sort(list_sizes))
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `CardSearch`. Raises BankError also where it takes more cells than FAISS can select."""
+        require_selectable(k)
+        cells = int(np.searchsorted(self._in_the_smallest, k)) + 1
+        nprobe = min(max(self.nprobe, cells), len(self._in_the_smallest))
+        require_selectable(nprobe, "cells")
+
+        def found(part: Tensor) -> tuple[Tensor, Tensor]:
+            self._index.nprobe = nprobe
+            return faiss_gpu.search(self._index, part, k)
+
+        room = inverted_queries(self._card.temporary_bytes, queries.shape[1], k, nprobe)
+        return in_parts(queries, k, room, self._card, found)
+
+
+def inverted_queries(temporary_bytes: int, width: int, k: int, nprobe: int) -> int:
+    """Queries that an inverted file can take at once within FAISS's scratch memory, at least 1.
+
+    For each cell that is probed it keeps the query less the centre, whether it needs that or not, and the k
+    nearest (IVFFlat.cu, IVFInterleaved.cu); see `flat_queries` for what does not fit.
+    """
+    return max(1, temporary_bytes // (nprobe * (4 * width + 12 * k + 12)))
+
+
+class CardIndex:
+    """An index on a card, and the linear maps before it, which FAISS would do on the CPU.
+
+    Args:
+        inner: what searches.
+        turn: weight (p, D') and bias (p,) of the maps as one, on the card; None for none.
+    """
+
+    def __init__(self, inner: CardSearch, turn: tuple[Tensor, Tensor] | None) -> None:
+        self._inner = inner
+        self._turn = turn
+
+    def search(self, queries: Tensor, k: int, parameters: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+        """See `CardSearch`; `parameters` are FAISS's. Raises BankError as its index does."""
+        if isinstance(self._inner, CardInverted):
+            self._inner.nprobe = parameters.get("nprobe", 1)
+        if self._turn is not None:
+            weight, bias = self._turn
+            queries = torch.addmm(bias, queries, weight.T)
+        return self._inner.search(queries, k)
+
+
+def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> CardIndex | None:
+    """What searches on a card in place of a CPU index; None where FAISS has no such index there.
+
+    Args:
+        index: FAISS's, on the CPU.
+        vectors: (M, D') float32, those of the index, on the card.
+        card: theirs.
+        storage: fp16 for half floats where the index has float32 vectors.
+    """
+    index, turn = faiss.downcast_index(index), None
+    if isinstance(index, faiss.IndexPreTransform):
+        maps = [faiss.downcast_VectorTransform(index.chain.at(at)) for at in range(index.chain.size())]
+        if not all(isinstance(one, faiss.LinearTransform) for one in maps):
+            return None
+        weight, bias = _as_one(maps)
+        turn = weight.to(card.device), bias.to(card.device)
+        index = faiss.downcast_index(index.index)
+    inner: CardSearch
+    is_flat, is_half = type(index) in _FLAT, _is_half(index)
+    if is_flat or is_half:
+        rows = vectors if turn is None else torch.addmm(turn[1], vectors, turn[0].T)
+        inner = CardHalf(rows, card) if is_half or storage == "fp16" else CardFlat(rows, card)
+    elif type(index) in _INVERTED_FILES and not (type(index) is faiss.IndexIVFPQ and index.pq.nbits != 8):
+        inner = _inverted(index, card, storage)
+    else:
+        return None
+    return CardIndex(inner, turn)
+
+
+def _is_half(index: Any) -> bool:
+    return type(index) is faiss.IndexScalarQuantizer and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+
+
+def _inverted(index: Any, card: Card, storage: Storage) -> CardInverted:
+    if type(index) is faiss.IndexIVFFlat and storage == "fp16":
+        index = _halved(index)
+    sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)], dtype=np.int64)
+    with card.turn():
+        moved = faiss_gpu.to_card(card.resources, card.number, index)
+    return CardInverted(moved, card, sizes)
+
+
+def _halved(flat: Any) -> Any:
+    """An inverted file of float32 vectors as one of half floats, on the CPU.
+
+    `useFloat16` of FAISS's cloner would round the coarse centres only (FAISS #1518).
+    """
+    half = faiss.IndexIVFScalarQuantizer(
+        flat.quantizer, flat.d, flat.nlist, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2, False
+    )
+    half.is_trained = True
+    for cell in range(flat.nlist):
+        size = flat.invlists.list_size(cell)
+        if not size:
+            continue
+        codes = faiss.rev_swig_ptr(flat.invlists.get_codes(cell), size * flat.code_size)
+        rounded = codes.view(np.float32).astype(np.float16).view(np.uint8)
+        ids = flat.invlists.get_ids(cell)
+        half.invlists.add_entries(cell, size, ids, faiss.swig_ptr(rounded))
+    half.ntotal = flat.ntotal
+    return half
+
+
+def _as_one(maps: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """FAISS's linear transforms, one after the other, as one: weight (p, d) and bias (p,), float32."""
+    weight, bias = np.eye(maps[0].d_in), np.zeros(maps[0].d_in)
+    for one in maps:
+        matrix = faiss.vector_to_array(one.A).reshape(one.d_out, one.d_in).astype(np.float64)
+        weight, bias = matrix @ weight, matrix @ bias
+        if one.have_bias:
+            bias = bias + faiss.vector_to_array(one.b)
+    return torch.from_numpy(weight.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))

@@ -1,0 +1,193 @@
+"""A bank over several cards: a copy on each of them, or a range of its rows on each.
+
+    replicas   queries 0..n of card 0 --a part each--> cards --Neighbors of the part--> card 0, one behind the other
+    shards     queries 0..n of card 0 --all of them--> cards --Neighbors among their rows--> card 0, one sort
+
+Nothing passes through the host here. torch copies from card to card on the source's current stream, which first
+waits for what is under way on the target's, and the target's waits for the copy (`copy_device_to_device` in
+aten/src/ATen/native/cuda/Copy.cu): so a copy is ordered after what made its source and before what reads it, and no
+event of ours is needed. But a copy *back* makes the first card wait for the search behind it, and would keep
+it from giving another card its queries: all queries go out before anything is searched, and all searches are
+under way before an answer is taken. FAISS's own `IndexShards` and `IndexReplicas` merge on the host, a thread a card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfa_index.bank.index import SearchIndex
+from cfa_index.bank.memory import MemoryBank
+from cfa_index.bank.neighbors import Neighbors
+from cfa_index.errors import BankError, DeviceError
+from cfa_index.specs import CardSpec
+
+
+class Bank(Protocol):
+    """What scoring and training ask of a bank, be it on one device or on several; see `MemoryBank`."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(M, D'), on the host, may be memory mapped."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where queries are given and answers come."""
+
+    @property
+    def index(self) -> SearchIndex | None:
+        """None for Flat."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """The vectors (M, D') on `device`."""
+
+    def __len__(self) -> int: ...
+
+    def with_half_products(self) -> Bank:
+        """The same bank with candidates from products of bfloat16, where that helps."""
+
+    def search(self, queries: Tensor, k: int, *, exact: bool = False) -> Neighbors:
+        """The k nearest memories of (n, D') float32 queries on `device`."""
+
+
+class SpreadBank:
+    """M memories over several cards; queries are given on the first, and answers come there.
+
+    It makes a search quicker, or lets a bank be larger than a card. The backbone works on the first card alone: to
+    score more images a second, a process a card is simpler (`--engine ray --gpus-per-actor 1`).
+
+    Args:
+        vectors: (M, D') float32; a memory-mapped array is fine.
+        devices: the cards, two or more, each once.
+        index: over these vectors; None for Flat. No part of it answers for a part of the rows: shards search
+            by Flat, as a card does that has no such index.
+        card: what is taken of each card, and `spread`. As replicas every card holds the bank and answers a
+            part of the queries; as shards every card holds a contiguous range of the rows, and answers all queries
+            among these. Where memories are fewer than cards, the last cards have none.
+
+    Raises:
+        BankError, DeviceError: see `MemoryBank`.
+    """
+
+    def __init__(
+        self,
+        vectors: NDArray[np.float32],
+        devices: Sequence[torch.device],
+        index: SearchIndex | None = None,
+        *,
+        card: CardSpec = CardSpec(),
+    ) -> None:
+        self.vectors = vectors
+        self.spread = card.spread
+        self._starts = [0]
+        if card.spread == "replicas":
+            self._banks = [MemoryBank(vectors, device, index, card=card) for device in devices]
+            self.index = self._banks[0].index
+        else:
+            parts = max(1, min(len(devices), len(vectors)))
+            bounds = [len(vectors) * part // parts for part in range(parts + 1)]
+            self._banks = [
+                MemoryBank(vectors[start:stop], device, card=card)
+                for (start, stop), device in zip(pairwise(bounds), devices, strict=False)
+            ]
+            self._starts = bounds[:-1]
+            self.index = index
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def device(self) -> torch.device:
+        """The first card."""
+        return self._banks[0].device
+
+    @property
+    def tensor(self) -> Tensor:
+        """The vectors (M, D') float32 on the first card.
+
+        Raises:
+            DeviceError: it has a shard of them only. Training takes replicas: each step gathers memories.
+        """
+        if self.spread == "shards":
+            cards = ", ".join(str(bank.device) for bank in self._banks)
+            raise DeviceError(
+                expected="all memories on one card, which training gathers from",
+                got=f"a bank in shards on {cards}",
+                remedy="spread it as replicas, or train on one card",
+            )
+        return self._banks[0].tensor
+
+    def with_half_products(self) -> SpreadBank:
+        """This bank: cards search as they do, see `MemoryBank.with_half_products`."""
+        return self
+
+    def search(self, queries: Tensor, k: int, *, exact: bool = False) -> Neighbors:
+        """The k nearest memories of (n, D') float32 queries, see `MemoryBank.search`.
+
+        Shards' distances are exact always, since those of matrix products over other rows cannot be compared. Of
+        memories as near as each other those of the first shard come first, so the lowest rows where each card
+        gives its lowest first.
+
+        Args:
+            queries: on the first card.
+            k: at most M.
+            exact: as for `MemoryBank`.
+
+        Raises:
+            BankError: as for `MemoryBank`.
+        """
+        return (
+            self._ask_shards(queries, k) if self.spread == "shards" else self._ask_replicas(queries, k, exact)
+        )
+
+    def _ask_replicas(self, queries: Tensor, k: int, exact: bool) -> Neighbors:
+        parts = queries.chunk(len(self._banks))  # of fewer queries than cards one each
+        banks = self._banks[: len(parts)]
+        sent = [part.to(bank.device, non_blocking=True) for bank, part in zip(banks, parts, strict=True)]
+        answers = [bank.search(part, k, exact=exact) for bank, part in zip(banks, sent, strict=True)]
+        sq_distances, ids = self._brought(answers)
+        return Neighbors(sq_distances=torch.cat(sq_distances), ids=torch.cat(ids))
+
+    def _ask_shards(self, queries: Tensor, k: int) -> Neighbors:
+        if k > len(self):
+            raise BankError(
+                expected=f"to find {k} neighbours",
+                got=f"a bank of {len(self)} memories",
+                remedy="ask for fewer neighbours (K + J) or build a larger bank",
+            )
+        sent = [queries.to(bank.device, non_blocking=True) for bank in self._banks]
+        answers = [
+            bank.search(part, min(k, len(bank)), exact=True)
+            for bank, part in zip(self._banks, sent, strict=True)
+        ]
+        sq_distances, rows = self._brought(answers)
+        ids = torch.cat([part + start for part, start in zip(rows, self._starts, strict=True)], dim=1)
+        merged, order = torch.cat(sq_distances, dim=1).sort(dim=1, stable=True)
+        return Neighbors(
+            sq_distances=merged[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
+        )
+
+    def _brought(self, answers: Sequence[Neighbors]) -> tuple[list[Tensor], list[Tensor]]:
+        """Distances and rows of each card on the first one."""
+        sq_distances = [answer.sq_distances.to(self.device, non_blocking=True) for answer in answers]
+        return sq_distances, [answer.ids.to(self.device, non_blocking=True) for answer in answers]
+
+
+def bank_on(
+    vectors: NDArray[np.float32],
+    devices: Sequence[torch.device],
+    index: SearchIndex | None = None,
+    *,
+    card: CardSpec = CardSpec(),
+) -> Bank:
+    """A bank on one device, or over several; see `MemoryBank` and `SpreadBank` for arguments and errors."""
+    if len(devices) == 1:
+        return MemoryBank(vectors, devices[0], index, card=card)
+    return SpreadBank(vectors, devices, index, card=card)
