@@ -236,9 +236,9 @@ def test_a_checkpoint_goes_on_on_the_other_device(card: Place, tmp_path: Path, t
     found = read_checkpoint(tmp_path, {})
     assert found is not None
     for state in found.optimizer.values():
-        assert {name: (one.dtype, one.device) for name, one in state.items()} == {
-            name: (torch.float32, CPU) for name in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        }
+        assert {name: (one.dtype, one.device) for name, one in state.items()} == dict.fromkeys(
+            ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"), (torch.float32, CPU)
+        )
         assert state["step"].tolist() == 2.0
     resumed = trainer_on(second)
     assert restore(resumed, found) == []
