@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.gpu import FULL, SECONDS, TINY, main, run
-from benchmarks.gpu_clock import Budget, Clock, Timing, draw_patches
-from benchmarks.gpu_model import precisions_of
+from benchmarks.gpu_clock import Budget, Clock, Timing, describe_device, draw_patches, free_bytes
+from benchmarks.gpu_model import measure_batches, measure_throughput, precisions_of
 from benchmarks.gpu_operations import count_operations
 from benchmarks.gpu_roofline import Peaks, measure_roofline, roof_row
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, too_large
+from cfa_index.errors import WeightsError
+from cfa_index.specs import FeatureSpec
 
 CPU = torch.device("cpu")
 
@@ -101,6 +105,49 @@ def test_a_bank_that_memory_does_not_hold_is_not_tried() -> None:
     assert "GiB needed on cpu" in too_large(CPU, 10**9, 1536)
 
 
+def test_memory_time_and_flat_itself_are_said_where_they_decide() -> None:
+    plan = SizePlan(sizes=[20, 10**10], widths=[4], patches=4, images=1, seed=0, indexes=["flat"])
+    budget = Budget(60.0)
+    rows = measure_sizes(Clock(CPU, 1), budget, plan)
+    assert [(row.kind, row.made) for row in rows][2:] == [("flat", "flat")]
+    assert len(budget.left_out) == 1
+    assert budget.left_out[0].startswith("10,000,000,000 x 4: ")
+
+
+def test_an_index_waits_for_flat_at_the_next_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu_sizes._GROWTH", 1e9)
+    plan = SizePlan(sizes=[20, 30], widths=[4], patches=4, images=1, seed=0)
+    budget = Budget(60.0)
+    assert [row.kind for row in measure_sizes(Clock(CPU, 1), budget, plan)] == ["flat"]
+    assert [line.partition(":")[0] for line in budget.left_out] == [
+        "flat fp16, 20 x 4",
+        "ivf, 20 x 4",
+        "ivf-sq8, 20 x 4",
+        "ivf-pq, 20 x 4",
+        "30 x 4",
+    ]
+
+
+def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = FeatureSpec(backbone="resnet18", size_px=32)
+    late, budget = Budget(0.0), Budget(60.0)
+    assert measure_throughput(Clock(CPU, 1), late, [(features, ["1"])], batch=1, seed=0) == []
+    assert measure_batches(Clock(CPU, 1), late, features, batches=1, batch=1, seed=0) == []
+    assert [line.partition(":")[0] for line in late.left_out] == [
+        "resnet18, fp32",
+        "resnet18, bf16",
+        "fp32",
+        "bf16",
+    ]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise WeightsError(expected="a package", got="none", remedy="install it")
+
+    monkeypatch.setattr("benchmarks.gpu_model.load_backbone", refuse)
+    assert measure_throughput(Clock(CPU, 1), budget, [(features, ["1"])], batch=1, seed=0) == []
+    assert budget.left_out[0] == "resnet18, fp32: expected a package, got none; install it"
+
+
 def test_quartiles_are_those_of_the_measurements() -> None:
     timing = Timing.of([5.0, 1.0, 3.0, 2.0, 4.0])
     assert (timing.low_s, timing.median_s, timing.high_s) == (2.0, 3.0, 4.0)
@@ -156,6 +203,58 @@ def test_made_up_patches_are_the_same_for_a_seed_and_have_few_directions() -> No
 
 def test_a_cpu_imitates_bf16_here() -> None:
     assert precisions_of(CPU, Budget(1.0)) == ["fp32", "bf16"]
+
+
+class MadeUpEvent:
+    """An event of a card whose time goes on only where a test says so."""
+
+    now_ms = 0.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at_ms = 0.0
+
+    def record(self, stream: object) -> None:
+        assert stream == "current"
+        self.at_ms = MadeUpEvent.now_ms
+
+    def synchronize(self) -> None:
+        """It has happened."""
+
+    def elapsed_time(self, end: MadeUpEvent) -> float:
+        return end.at_ms - self.at_ms
+
+
+def test_on_a_card_the_clock_asks_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(name="No Card", major=7, minor=5, multi_processor_count=1)
+    modes: list[int | str] = []
+    for name, answer in {
+        "Event": MadeUpEvent,
+        "current_stream": lambda _: "current",
+        "synchronize": lambda _: None,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda _: (1 << 30, 3 << 30),
+        "get_device_properties": lambda _: facts,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    card = torch.device("cuda", 0)
+    clock, calls = Clock(card, 3), [0, 0]
+
+    def job(number: int, takes_ms: float) -> None:
+        calls[number] += 1
+        MadeUpEvent.now_ms += takes_ms
+
+    times = clock.in_turn({"none": partial(job, 0, 0.0), "some": partial(job, 1, 20.0)})
+    assert calls == [2 + 3 * 200, 2 + 3 * 3]  # two to warm up; then as many as fill 50 ms, at most 200
+    assert times["some"].ms == pytest.approx(20.0)
+    assert clock.waits(lambda: warnings.warn("called a synchronizing CUDA operation", stacklevel=1)) == 1
+    assert modes == ["warn", 0]
+    assert clock.used_bytes() == 2 << 30
+    assert free_bytes(card) == 1 << 30
+    told = describe_device(card, 0, only="b")
+    assert "card: No Card, compute capability 7.5, 1 multiprocessors, 1.00 of 3.00 GiB free" in told
 
 
 def test_a_cpu_waits_for_nothing_and_takes_nothing_of_a_card() -> None:
