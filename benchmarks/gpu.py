@@ -105,7 +105,7 @@ FULL = Sizes(
     repeats=5,
 )
 TINY = Sizes(
-    networks=[("resnet18", ("1", "1/4"))],
+    networks=[("resnet18", ("1/4",))],
     size_px=32,
     batch=2,
     batches=2,
