@@ -125,7 +125,13 @@ STEP_BATCH = 4
 
 
 def run(
-    device: torch.device, sizes: Sizes, only: Sequence[str], *, seed: int, say: Callable[[str], None]
+    device: torch.device,
+    sizes: Sizes,
+    only: Sequence[str],
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """The sections asked for, told as they end; for JSON."""
     clock = Clock(device, sizes.repeats)
@@ -152,7 +158,15 @@ def run(
 
     def batches(budget: Budget) -> tuple[Any, str]:
         default = FeatureSpec(backbone=first.backbone, size_px=sizes.size_px)
-        rows = measure_batches(clock, budget, default, batches=sizes.batches, batch=sizes.batch, seed=seed)
+        rows = measure_batches(
+            clock,
+            budget,
+            default,
+            batches=sizes.batches,
+            batch=sizes.batch,
+            compiled=compiled,
+            seed=seed,
+        )
         return rows, batch_table(rows)
 
     def roofline(budget: Budget) -> tuple[Any, str]:
@@ -208,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--only", default="a,b,c,d,e,f", help="some of a,b,c,d,e,f")
+    parser.add_argument("--compile", action="store_true", help="compile the networks of d, too; minutes more")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on a card, too")
     parser.add_argument(
         "--threads", type=int, default=usable_cores(), help="default: all; they build indexes"
@@ -222,7 +237,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = resolve_device(given.device)
     tiny = given.quick or device.type == "cpu"
     print(describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads), flush=True)
-    results = run(device, TINY if tiny else FULL, only, seed=given.seed, say=partial(print, flush=True))
+    results = run(
+        device,
+        TINY if tiny else FULL,
+        only,
+        seed=given.seed,
+        say=partial(print, flush=True),
+        compiled=given.compile,
+    )
     if given.json:
         given.json.write_text(json.dumps(results, indent=2))
 

@@ -89,12 +89,14 @@ def make_case(backbone: Backbone, features: FeatureSpec, gamma: str, device: tor
     return Case(gamma=gamma, features=features, backbone=backbone, phi=phi, bank=bank, scorer=scorer)
 
 
-def on_device(features: FeatureSpec, precision: Precision, device: torch.device, seed: int) -> Backbone:
+def on_device(
+    features: FeatureSpec, precision: Precision, device: torch.device, seed: int, *, compiled: bool = False
+) -> Backbone:
     """A backbone with random weights. Raises WeightsError where its package is missing."""
     backbone = load_backbone(
         features.backbone, features.strides, size_px=features.size_px, weights="random", seed=seed
     )
-    return backbone.to(device).for_inference(precision)
+    return backbone.to(device).for_inference(precision, compiled=compiled)
 
 
 def inference(job: Callable[[], object]) -> Callable[[], object]:
@@ -312,7 +314,7 @@ class BatchRow:
     """Batch scoring from decoded pixels, copies and scoring overlapped as `score` does it.
 
     Attributes:
-        backbone, precision: of the default model.
+        backbone, mode: of the default model; mode is the precision, and whether the network is compiled.
         images, batch: how many, and how many at a time.
         resident: images a second of pixels that are on the device already, their maps brought to the host.
         pinned, pageable: images a second from the host's memory; what is pageable is copied into pinned memory
@@ -321,7 +323,7 @@ class BatchRow:
     """
 
     backbone: str
-    precision: Precision
+    mode: str
     images: int
     batch: int
     resident: float
@@ -335,14 +337,25 @@ class BatchRow:
 
 
 def measure_batches(
-    clock: Clock, budget: Budget, features: FeatureSpec, *, batches: int, batch: int, seed: int
+    clock: Clock,
+    budget: Budget,
+    features: FeatureSpec,
+    *,
+    batches: int,
+    batch: int,
+    compiled: bool,
+    seed: int,
 ) -> list[BatchRow]:
-    """The same images from three kinds of memory, in turn."""
+    """The same images from three kinds of memory, in turn; with `compiled` by the compiled networks, too."""
     rows, device = [], clock.device
-    for precision in precisions_of(device, budget):
-        if not budget.allows(precision):
+    modes = [(precision, False) for precision in precisions_of(device, budget)]
+    modes += [(precision, True) for precision, _ in modes if compiled]
+    for precision, is_compiled in modes:
+        mode = f"{precision} compiled" if is_compiled else precision
+        if not budget.allows(mode):
             continue
-        case = make_case(on_device(features, precision, device, seed), features, "1", device, seed)
+        backbone = on_device(features, precision, device, seed, compiled=is_compiled)
+        case = make_case(backbone, features, "1", device, seed)
         pageable = [case.pixels(batch, seed + number) for number in range(batches)]
         held = [pinned(pixels, device) for pixels in pageable]
         resident = [pixels.to(device) for pixels in held]
@@ -358,7 +371,7 @@ def measure_batches(
         rows.append(
             BatchRow(
                 backbone=features.backbone,
-                precision=precision,
+                mode=mode,
                 images=images,
                 batch=batch,
                 resident=times["resident"].rate(images),
@@ -386,12 +399,12 @@ def _copy_all(batches: Sequence[Tensor], device: torch.device) -> None:
 def batch_table(rows: Sequence[BatchRow]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| backbone | precision | images, batch | pixels on the card, images/s | pinned | share of time for copies | "
+        "| backbone | mode | images, batch | pixels on the card, images/s | pinned | share of time for copies | "
         "pageable | share of time for copies | copies alone, GB/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.backbone} | {row.precision} | {row.images}, {row.batch} | {row.resident:.4g} | {row.pinned:.4g} | "
+        f"| {row.backbone} | {row.mode} | {row.images}, {row.batch} | {row.resident:.4g} | {row.pinned:.4g} | "
         f"{row.cost(row.pinned):.1%} | {row.pageable:.4g} | {row.cost(row.pageable):.1%} | "
         f"{row.copies_gbytes_per_s:.3g} |"
         for row in rows

@@ -132,7 +132,7 @@ def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch
     features = FeatureSpec(backbone="resnet18", size_px=32)
     late, budget = Budget(0.0), Budget(60.0)
     assert measure_throughput(Clock(CPU, 1), late, [(features, ["1"])], batch=1, seed=0) == []
-    assert measure_batches(Clock(CPU, 1), late, features, batches=1, batch=1, seed=0) == []
+    assert measure_batches(Clock(CPU, 1), late, features, batches=1, batch=1, compiled=False, seed=0) == []
     assert [line.partition(":")[0] for line in late.left_out] == [
         "resnet18, fp32",
         "resnet18, bf16",
@@ -146,6 +146,14 @@ def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch
     monkeypatch.setattr("benchmarks.gpu_model.load_backbone", refuse)
     assert measure_throughput(Clock(CPU, 1), budget, [(features, ["1"])], batch=1, seed=0) == []
     assert budget.left_out[0] == "resnet18, fp32: expected a package, got none; install it"
+
+
+def test_compiled_networks_come_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network, **_: asked.append(network))
+    found = run(CPU, TINY, ["d"], seed=0, say=lambda _: None, compiled=True)
+    assert [row["mode"] for row in found["d"]["rows"]] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
+    assert len(asked) == 2
 
 
 def test_quartiles_are_those_of_the_measurements() -> None:
