@@ -32,21 +32,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_case import make_case, on_device
 from benchmarks.gpu_clock import Budget, Clock, describe_device
-from benchmarks.gpu_model import (
-    batch_table,
-    make_case,
-    measure_batches,
-    measure_steps,
-    measure_throughput,
-    on_device,
-    step_table,
-    throughput_table,
-    trainer_of,
-)
 from benchmarks.gpu_operations import OperationRow, count_operations, operation_table
 from benchmarks.gpu_roofline import measure_peaks, measure_roofline, roofline_table
+from benchmarks.gpu_scoring import batch_table, measure_batches, measure_throughput, throughput_table
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, size_table
+from benchmarks.gpu_training import measure_steps, step_table, trainer_of
 from benchmarks.paper.published import TABLE_6
 from cfa_index import FeatureSpec, backbone_names, resolve_device, set_threads, usable_cores
 

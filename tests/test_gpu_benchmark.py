@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from benchmarks.gpu import FULL, SECONDS, TINY, main, run
+from benchmarks.gpu_case import precisions_of
 from benchmarks.gpu_clock import Budget, Clock, Timing, describe_device, draw_patches, free_bytes
-from benchmarks.gpu_model import measure_batches, measure_throughput, precisions_of
 from benchmarks.gpu_operations import count_operations
 from benchmarks.gpu_roofline import Peaks, measure_roofline, roof_row
+from benchmarks.gpu_scoring import measure_batches, measure_throughput
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, too_large
 from cfa_index.errors import WeightsError
 from cfa_index.specs import FeatureSpec
@@ -44,7 +45,7 @@ def test_every_section_goes_through_a_card(device: torch.device, monkeypatch: py
     if device.type == "cpu":
         pytest.skip("the command's own test")
     if device.type != "cuda":  # as on a card of 2018
-        monkeypatch.setattr("benchmarks.gpu_model.multiplies_bf16", lambda _: False)
+        monkeypatch.setattr("benchmarks.gpu_case.multiplies_bf16", lambda _: False)
         optimizer = importlib.import_module(
             "torch.optim.optimizer"
         )  # the CPU's kernel answers for the fake card
@@ -143,7 +144,7 @@ def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise WeightsError(expected="a package", got="none", remedy="install it")
 
-    monkeypatch.setattr("benchmarks.gpu_model.load_backbone", refuse)
+    monkeypatch.setattr("benchmarks.gpu_case.load_backbone", refuse)
     assert measure_throughput(Clock(CPU, 1), budget, [(features, ["1"])], batch=1, seed=0) == []
     assert budget.left_out[0] == "resnet18, fp32: expected a package, got none; install it"
 
