@@ -109,6 +109,10 @@ class FakeCard(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():
+            # There composed operations come whole, and a view cannot be made of what is from outside.
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]
