@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import cfa_index.bundle  # and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
