@@ -90,7 +90,7 @@ class PatchDescriptor(nn.Module):
         grid = (levels[0].shape[-2], levels[0].shape[-1])
         weight, bias = self.effective()
         *per_level, on_coordinates = torch.split(weight, [*self.channels, 2], dim=1)
-        base = coordinates(grid).to(weight) @ on_coordinates.T + bias  # (h*w, D')
+        base = coordinates(grid, weight.device) @ on_coordinates.T + bias  # (h*w, D')
         cells = [level.to(self.products).permute(0, 2, 3, 1) for level in levels]  # (B, h_l, w_l, C_l)
         weights = [level_weight.to(self.products).T for level_weight in per_level]
         finest = cells[0].flatten(1, 2)  # (B, h*w, C_0)
@@ -109,10 +109,14 @@ def _upsample_last(cells: Tensor, grid: tuple[int, int]) -> Tensor:
     return upsample_level(cells.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
 
 
-def coordinates(grid: tuple[int, int]) -> Tensor:
-    """CoordConv's two channels over a grid (h, w): float32 (h*w, 2), columns x and y in [-1, 1]."""
+def coordinates(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """CoordConv's two channels over a grid (h, w): float32 (h*w, 2), columns x and y in [-1, 1].
+
+    Computed on `device` (None: the host): a copy from the host would wait for a card in every forward pass.
+    """
     height, width = grid
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    down, across = (torch.linspace(-1, 1, cells, device=device) for cells in (height, width))
+    y, x = torch.meshgrid(down, across, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 

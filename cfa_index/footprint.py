@@ -100,6 +100,8 @@ def in_words(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
+RANKED_BYTES = 64 << 20
+"""Memories that a card copies at once to rank a shortlist; there is one candidate of every query at least."""
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
@@ -110,11 +112,11 @@ SMALLER_NETWORK = "build with a smaller --backbone"
 def memories_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
     """The bank itself: (M, D') float32, which rank every shortlist, and the half floats of `--card-storage fp16`.
 
-    In fp32 an exact search reads these very vectors (`faiss.knn_gpu` on a tensor of the card copies nothing,
-    GpuDistance.cu) and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
+    In fp32 an exact search reads these very vectors (`faiss.bfKnn` on a tensor of the card copies nothing,
+    GpuDistance.cu) and their norms, and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
     (FlatIndex.cu).
     """
-    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32)
+    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
     if not half_floats:
         return memories
     halves = _rounded(count * width * _FP16) + _rounded(count * _FP32)
@@ -168,41 +170,16 @@ def even_lists(count: int, cells: int) -> list[int]:
     return [count // cells + (cell < count % cells) for cell in range(cells)]
 
 
-def temporary_footprint(
-    queries: int,
-    count: int,
-    width: int,
-    k: int,
-    *,
-    temporary_bytes: int,
-    half_floats: bool = False,
-    card_bytes: int = 16 * _GIB,
-) -> Footprint:
-    """FAISS's temporary memory on a card, and what an exact search takes beyond it.
-
-    A buffer that no longer fits is allocated for the call and freed after it, which waits for the card
-    (StandardGpuResources.cpp, TemporaryMemoryOverflow): `search_buffers` says how much a search wants.
+def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:
+    """FAISS's temporary memory on a card: all that a search takes, since its queries are cut to fit into it.
 
     Args:
-        queries: n, of a search.
-        count, width: M and D'.
-        k: neighbours.
         temporary_bytes: of the `CardSpec`.
-        half_floats: whether those are searched.
-        card_bytes: what the card has in all; FAISS asks for less on small ones.
+        card_bytes: what the card has in all; FAISS takes less of small ones.
     """
     # getDefaultTempMemForGPU: never more than 1.5 GiB, 1 GiB up to 8 GiB cards, 512 MiB up to 4 GiB ones.
     most = _GIB // 2 if card_bytes <= 4 * _GIB else _GIB if card_bytes <= 8 * _GIB else 3 * _GIB // 2
-    held = min(temporary_bytes, most)
-    left, beyond = held - 16, 0  # the stack begins 16 bytes late (StackDeviceMemory.cpp)
-    for buffer in search_buffers(queries, count, width, k, half_floats=half_floats, card_bytes=card_bytes):
-        if buffer > left:
-            beyond += buffer
-        else:
-            left -= buffer
-    return Footprint.of(LESS_TEMPORARY, temporary_memory=held) + Footprint.of(
-        SMALLER_BANK, distances_beyond_it=beyond
-    )
+    return Footprint.of(LESS_TEMPORARY, temporary_memory=min(temporary_bytes, most))
 
 
 def search_buffers(
@@ -210,7 +187,15 @@ def search_buffers(
 ) -> list[int]:
     """Buffers that FAISS's exact search wants from the temporary memory, in bytes, in its order (Distance.cu).
 
-    `--card-memory` of their sum keeps a search from allocating; see `temporary_footprint` for the arguments.
+    A buffer that did not fit would be allocated for the call and freed after it, which waits for the card
+    (StandardGpuResources.cpp, TemporaryMemoryOverflow).
+
+    Args:
+        queries: n, of a search.
+        count, width: M and D'.
+        k: neighbours.
+        half_floats: whether those are searched.
+        card_bytes: what the card has in all; FAISS takes smaller tiles on small ones.
     """
     if not queries:
         return []
@@ -221,7 +206,7 @@ def search_buffers(
     columns = min(usage // (2 * element) // preferred, count)
     found = rows * -(-count // columns) * k
     return [
-        *([queries * width * _FP16] if half_floats else [count * _FP32]),  # halves; norms of memories
+        *([queries * width * _FP16] if half_floats else []),  # as halves; norms of memories are held
         queries * _FP32,  # their norms
         *[rows * columns * _FP32] * _TILES,
         *[found * _FP32] * _TILES,
@@ -252,12 +237,13 @@ def scoring_footprint(
     pixels, n = images * 3 * size_px * size_px, images * patches
     vectors = n * width * _FP32
     forward = Footprint.of(SMALLER_BATCH, pixels=pixels, network=network_bytes)
-    # One candidate at a time: its vectors, and their differences from the queries (exact_sq_distances).
+    # Some candidates at a time: their vectors, and the differences from the queries (exact_sq_distances).
+    gathered = max(vectors, min(shortlist * vectors, RANKED_BYTES))
     search = Footprint.of(
         SMALLER_BATCH,
         patches=vectors,
         neighbours=n * (shortlist + k) * _NEIGHBOR,
-        re_ranking=2 * vectors,
+        re_ranking=2 * gathered,
     )
     maps = Footprint.of(SMALLER_BATCH, maps=images * size_px * size_px * _FP32, neighbours=n * k * _NEIGHBOR)
     return largest_of([forward, search, maps])

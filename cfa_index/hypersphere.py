@@ -18,7 +18,8 @@ class _NeighborSqDistances(torch.autograd.Function):
     """||phi - c||^2 with values from the index and the exact gradient.
 
     d/dphi sum_k g_k ||phi - c_k||^2 = 2 (sum_k g_k) phi - 2 sum_k g_k c_k. The last term is a
-    weighted bag of memories, so no (n, k, D') gather is made.
+    weighted bag of memories, so no (n, k, D') gather is made. On a card one thread sums a number of a bag in the
+    order of the ids (torch's EmbeddingBag.cu, forward, sum): nothing is added atomically, and nothing waits.
     """
 
     @staticmethod

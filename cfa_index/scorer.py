@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
 from cfa_index.bank import MemoryBank, Neighbors, shared_threads
 from cfa_index.descriptor import PatchDescriptor
+from cfa_index.errors import BankError
 from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
 from cfa_index.maps import MapMaker, image_scores
 from cfa_index.specs import FeatureSpec, ScoreSpec
+from cfa_index.transfers import Downloads, Uploads
 
 _SPARE = 32
 """Neighbours beyond K that are looked at for some of another image."""
@@ -26,6 +30,8 @@ _SPARE = 32
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
     """Scores of B images, on the scorer's device.
+
+    All of an image's are NaN where one of its features is NaN or infinite; see `require_numbers`.
 
     Attributes:
         scores: (B,) float32, the maximum of each map; raw, larger is more anomalous.
@@ -43,6 +49,9 @@ class ScoredBatch:
 class Scorer:
     """Backbone, descriptor and bank put together for inference on one device.
 
+    What it is given may lie on the host; its methods queue work for the device and return without a look at any
+    number. Results come to the host by `downloads`.
+
     Args:
         backbone: frozen, on the device of the bank; its precision is that of the products in descriptor and
             search, too. Distances are float32 and exact in any case.
@@ -50,6 +59,9 @@ class Scorer:
         bank: the memories.
         features, score: the settings.
         baseline: (h, w) float32, what is taken from every image's patch scores; None for nothing.
+
+    Attributes:
+        uploads, downloads: the ways to the device and back.
     """
 
     def __init__(
@@ -73,6 +85,7 @@ class Scorer:
         self._needed_neighbors = score.neighbors if certainty else 1
         self.baseline = None if baseline is None else baseline.to(bank.device)
         self._map_maker = MapMaker(features.grid, features.size_px, score.sigma_px, bank.device)
+        self.uploads, self.downloads = Uploads(bank.device), Downloads(bank.device)
 
     @shared_threads()
     @torch.inference_mode()
@@ -80,8 +93,8 @@ class Scorer:
         self, pixels: Tensor, frames: Sequence[Frame], *, all_neighbors: bool = False
     ) -> ScoredBatch:
         """Score images: uint8 pixels (B, 3, S, S) and the frame of each; see `score_pyramid`."""
-        levels = self.backbone.pyramid(pixels.to(self.bank.device))
-        return self.score_pyramid(levels, frames, all_neighbors=all_neighbors)
+        sent, *valid = self.uploads([pixels, *self._masks(frames)])
+        return self._scored(self.backbone.pyramid(sent), valid, all_neighbors)
 
     @shared_threads()
     @torch.inference_mode()
@@ -94,14 +107,16 @@ class Scorer:
             owners: (M,) int64, the image that each memory came from.
 
         Returns:
-            (B, h, w) float32, infinite where the `_SPARE` + K nearest memories are all the image's own.
+            (B, h, w) float32 on the device, infinite where the `_SPARE` + K nearest memories are all the image's own.
         """
-        patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
+        *sent, rows, owners = self.uploads([*levels, rows, owners])
+        patches = self._descriptor(sent)  # (B, h*w, D')
         k = min(len(self.bank), self._neighbors + _SPARE)
-        found = self.bank.search(patches.flatten(0, 1), k, exact=True)
-        image = rows.to(self.bank.device).repeat_interleave(patches.shape[1])
-        own = owners.to(self.bank.device)[found.ids] == image[:, None]
-        others = found.sq_distances.masked_fill(own, torch.inf).sort(dim=1).values[:, : self._neighbors]
+        found = self._search(patches, k)
+        image = rows[:, None].expand(-1, patches.shape[1]).flatten()
+        own = owners[found.ids] == image[:, None]
+        far = found.sq_distances + torch.inf  # a NaN stays one
+        others = torch.where(own, far, found.sq_distances).sort(dim=1).values[:, : self._neighbors]
         scores = torch.where(others[:, 0].isinf(), torch.inf, self._patch_scores(others))
         return scores.view(len(patches), *self._features.grid)
 
@@ -117,18 +132,47 @@ class Scorer:
             frames: of each.
             all_neighbors: find K neighbours where the score needs one only (Eq. 4), too; it takes longer.
         """
-        patches = self._descriptor([level.to(self.bank.device) for level in levels])  # (B, h*w, D')
-        k = self._neighbors if all_neighbors else self._needed_neighbors
-        neighbors = self.bank.search(patches.flatten(0, 1), k, exact=True)
+        masks = self._masks(frames)
+        sent = self.uploads([*levels, *masks])
+        return self._scored(sent[: len(levels)], sent[len(levels) :], all_neighbors)
+
+    def _masks(self, frames: Sequence[Frame]) -> list[Tensor]:
+        """Which patches are inspected, on the host: one bool (B, h, w), or none where all are."""
+        return [] if all(frame.is_full for frame in frames) else [valid_mask(frames, self._features.grid)]
+
+    def _scored(self, levels: Sequence[Tensor], masks: Sequence[Tensor], all_neighbors: bool) -> ScoredBatch:
+        """Score pyramids on the device."""
+        patches = self._descriptor(levels)  # (B, h*w, D')
+        neighbors = self._search(patches, self._neighbors if all_neighbors else self._needed_neighbors)
         grid = self._features.grid
         patch_scores = self._patch_scores(neighbors.sq_distances).view(len(patches), *grid)
         if self.baseline is not None:
             patch_scores = (patch_scores - self.baseline).clamp_min_(0)
-        valid = None
-        if not all(frame.is_full for frame in frames):
-            valid = valid_mask(frames, grid).to(self.bank.device)
+        valid = masks[0] if masks else None
+        if valid is not None:
             patch_scores = patch_scores * valid
         maps = self._map_maker(patch_scores, valid)
         return ScoredBatch(
             scores=image_scores(maps), maps=maps, patch_scores=patch_scores, neighbors=neighbors
+        )
+
+    def _search(self, patches: Tensor, k: int) -> Neighbors:
+        """The k nearest memories of B images' patches (B, n, D'), which may be overwritten; ids are (B*n, k).
+
+        An image with a feature that is NaN or infinite gets NaN for its distances: the bank would refuse the
+        whole batch for it, or on a card give NaN to some of its patches.
+        """
+        odd = ~patches.sum(dim=(1, 2)).isfinite()  # (B,)
+        found = self.bank.search(patches.masked_fill_(odd[:, None, None], 0).flatten(0, 1), k, exact=True)
+        odd_patches = odd[:, None].expand(-1, patches.shape[1]).reshape(-1, 1)
+        return Neighbors(sq_distances=found.sq_distances.masked_fill(odd_patches, torch.nan), ids=found.ids)
+
+
+def require_numbers(scores: NDArray[np.float32]) -> None:
+    """Of scores that have come to the host: raise BankError where one is NaN, so that no NaN is taken for good."""
+    if np.isnan(scores).any():
+        raise BankError(
+            expected="finite patch features",
+            got="a NaN or infinite one",
+            remedy="check the image, the weights and the precision",
         )

@@ -111,9 +111,13 @@ class FakeCard(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if torch.is_inference_mode_enabled():
-            # There composed operations come whole, and a view cannot be made of what is from outside.
+            # Composed operations come whole in it, and no view can be made of what was made outside of it.
             with torch.inference_mode(False), torch.no_grad(), self:
                 return func(*args, **(kwargs or {}))
+        with self:  # and so do those of a tensor that was made in it
+            done = func.decompose(*args, **(kwargs or {}))
+        if done is not NotImplemented:
+            return done
         given = dict(kwargs or {})
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]

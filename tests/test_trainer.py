@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 
 from cfa_index.bank import MemoryBank
 from cfa_index.descriptor import coordinates, initial_descriptor
+from cfa_index.hypersphere import neighbor_sq_distances
 from cfa_index.pyramid import patches
 from cfa_index.specs import DescriptorSpec, TrainSpec
 from cfa_index.workflows.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -49,7 +50,7 @@ def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: fl
     )
     for step in range(4):
         levels = pyramid(step)
-        attraction, repulsion, distance = trainer.step(levels)
+        attraction, repulsion, distance, radius_after = trainer.step(levels).tolist()
 
         full = torch.cat([patches(levels), coordinates((6, 6)).expand(2, -1, -1)], dim=2).double()
         phi = (full @ weight.T + bias).flatten(0, 1)
@@ -63,9 +64,47 @@ def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: fl
         optimizer.zero_grad()
         torch.autograd.backward([loss_scale * (l_att + l_rep)])
         optimizer.step()
+        assert radius_after == pytest.approx(r.item(), rel=1e-4)
     torch.testing.assert_close(trainer.descriptor.weight.double(), weight, rtol=1e-3, atol=2e-5)
     assert trainer.loss.radius.item() == pytest.approx(r.item(), rel=1e-4)
     assert trainer.loss.radius.item() != pytest.approx(radius, rel=1e-4)  # the radius moves
+
+
+def test_a_step_is_what_it_was_when_the_host_waited_for_each_figure() -> None:
+    """Bit for bit: patches picked by a mask, figures read one by one, an optimiser with its own defaults."""
+    spec = TrainSpec(attract=3, repel=2, learning_rate=1e-3, weight_decay=0.1, loss_scale=10.0)
+    ours, plain = trainer_of(spec, 3.5), trainer_of(spec, 3.5)
+    phi, loss = plain.descriptor, plain.loss
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(phi.parameters()), "weight_decay": 0.1},
+            {"params": [loss.radius], "weight_decay": 0.0},
+        ],
+        lr=1e-3,
+        amsgrad=True,
+    )
+    inspected = torch.rand(2, 36, generator=torch.Generator().manual_seed(5)) < 0.6
+    for number in range(6):
+        levels, masked = pyramid(number), number % 2 == 1
+        patches = phi(levels)[inspected] if masked else phi(levels).flatten(0, 1)
+        found = plain.bank.search(patches.detach(), 5)
+        terms = loss(neighbor_sq_distances(patches, plain.bank.tensor, found.ids, found.sq_distances))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([terms.total * 10.0])
+        optimizer.step()
+        distance = found.sq_distances[:, :3].sqrt().mean()
+        expected = [
+            float(term.detach()) for term in (terms.attraction, terms.repulsion, distance, loss.radius)
+        ]
+        figures = ours.step(levels, inspected.flatten().nonzero()[:, 0] if masked else None)
+        assert figures.tolist() == expected
+    assert torch.equal(ours.descriptor.weight, phi.weight)
+    assert torch.equal(ours.descriptor.bias, phi.bias)
+    # As computed before the figures stayed on the device; other machines round a little otherwise.
+    assert figures.tolist() == pytest.approx(
+        [2.6639444828, 0.5373455882, 3.4588904381, 3.5059275627], rel=1e-5
+    )
+    assert phi.weight.detach().double().square().sum().item() == pytest.approx(21.63102295096793, rel=1e-6)
 
 
 def test_no_weight_decay_on_the_radius() -> None:
@@ -81,9 +120,7 @@ def test_patches_that_are_not_inspected_do_not_count() -> None:
     spec = TrainSpec(radius=2.0)
     masked, alone = trainer_of(spec, 2.0), trainer_of(spec, 2.0)
     levels = pyramid(0)
-    inspected = torch.zeros(2, 36, dtype=torch.bool)
-    inspected[0] = True
-    masked.step(levels, inspected)
+    masked.step(levels, torch.arange(36))
     alone.step([level[:1] for level in levels])
     torch.testing.assert_close(masked.descriptor.weight, alone.descriptor.weight)
 

@@ -7,32 +7,43 @@ each is ordered with torch's current stream.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cfa_index.bank import faiss_gpu
+from cfa_index.card_memory import make_room
 from cfa_index.errors import BankError, DeviceError
+from cfa_index.footprint import LESS_TEMPORARY, Footprint, search_buffers
 from cfa_index.specs import CardSpec
 
 _MOST_SELECTED = 2048
 """Neighbours, and cells that are probed, that FAISS can select on a card (its getMaxKSelection)."""
-_TILE_BYTES = 1 << 30
-"""FAISS's tiles of distances on a card of more than 8 GiB; smaller cards have smaller ones."""
+_MOST_AT_ONCE = 1 << 20
+"""Queries of a call of FAISS."""
 _ROUNDING_BYTES = 1 << 20
 """FAISS rounds each piece of its scratch memory up to 256 bytes."""
+_BESIDE_BYTES = 64 << 20
+"""Streams and cuBLAS, which FAISS makes at its first call; where they do not fit it ends the process."""
 _LARGEST_HALF = 255.0
 """FAISS squares half floats in half floats, which end at 65,504."""
 
 
 class Card:
-    """A card with FAISS's one object of resources; see `card_of`."""
+    """A card with FAISS's one object of resources; see `card_of`.
+
+    Raises:
+        CardMemoryError: there is no room for what FAISS takes at its first call.
+    """
 
     def __init__(self, device: torch.device, temporary_bytes: int) -> None:
+        taken = Footprint.of(LESS_TEMPORARY, temporary_memory=temporary_bytes, beside_it=_BESIDE_BYTES)
+        make_room(taken, device)
         self.device = device
         self.number = device.index or 0
         self.resources = faiss_gpu.make_resources(temporary_bytes)
@@ -57,6 +68,8 @@ class Card:
         """See to it that FAISS has so much scratch memory; it never gets less."""
         with self.turn():
             if temporary_bytes > self.temporary_bytes:
+                more = temporary_bytes - self.temporary_bytes
+                make_room(Footprint.of(LESS_TEMPORARY, temporary_memory=more), self.device)
                 self.resources.setTempMemory(temporary_bytes)
                 self.temporary_bytes = temporary_bytes
 
@@ -120,7 +133,7 @@ class CardFlat:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `CardSearch`. Distances are NaN for a query that is not finite."""
         require_selectable(k)
-        room = flat_queries(self._card.temporary_bytes, self._vectors.shape, k)
+        room = flat_queries(self._card.temporary_bytes, *self._vectors.shape, k, half_floats=False)
 
         def found(part: Tensor) -> tuple[Tensor, Tensor]:
             resources = self._card.resources
@@ -163,7 +176,7 @@ class CardHalf:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `CardSearch`; the distances are those of rounded memories."""
         require_selectable(k)
-        room = flat_queries(self._card.temporary_bytes, self._shape, k, item_bytes=2)
+        room = flat_queries(self._card.temporary_bytes, *self._shape, k, half_floats=True)
         return in_parts(queries, k, room, self._card, lambda part: faiss_gpu.search(self._index, part, k))
 
     def candidates(self, queries: Tensor, count: int) -> Tensor:
@@ -171,23 +184,19 @@ class CardHalf:
         return self.search(queries, count)[1]
 
 
-def flat_queries(temporary_bytes: int, shape: Sequence[int], k: int, *, item_bytes: int = 4) -> int:
+@lru_cache(maxsize=256)
+def flat_queries(temporary_bytes: int, count: int, width: int, k: int, *, half_floats: bool) -> int:
     """Queries that a search through (M, D') vectors can take at once within FAISS's scratch memory, at least 1.
 
     What does not fit FAISS takes from the card and gives back in each call, and giving back waits for all that
-    the card has under way (StandardGpuResources.cpp). A search has two tiles of distances and of their k nearest
-    (Distance.cu), and a half-float index the queries as half floats.
+    the card has under way (StandardGpuResources.cpp).
     """
-    memories, width = shape
-    rows_at_once = 512 if width > 32 else 1024
-    columns = min(_TILE_BYTES // (2 * item_bytes) // rows_at_once, memories)
-    tiles = -(-memories // columns)
-    a_row = 2 * 4 * columns + 2 * 12 * tiles * k  # of a tile of distances and of its nearest
-    a_query = 4 + (2 * width if item_bytes == 2 else 0)
-    left = temporary_bytes - _ROUNDING_BYTES
-    if left >= rows_at_once * (a_row + a_query):  # as many as one likes: the tiles grow no more
-        return max(1, (left - rows_at_once * a_row) // a_query)
-    return max(1, left // (a_row + a_query))
+
+    def fits(queries: int) -> bool:
+        buffers = search_buffers(queries, count, width, k, half_floats=half_floats)
+        return sum(buffers) + _ROUNDING_BYTES <= temporary_bytes
+
+    return max(1, bisect_left(range(1, _MOST_AT_ONCE), True, key=lambda queries: not fits(queries)))
 
 
 def in_parts(

@@ -77,13 +77,10 @@ class CardIndex:
         self._inner = inner
         self._turn = turn
 
-    def set(self, parameters: Mapping[str, int]) -> None:
-        """Set the parameters of its searches."""
+    def search(self, queries: Tensor, k: int, parameters: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+        """See `CardSearch`; `parameters` are FAISS's. Raises BankError as its index does."""
         if isinstance(self._inner, CardInverted):
             self._inner.nprobe = parameters.get("nprobe", 1)
-
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `CardSearch`; raises BankError as its index does."""
         if self._turn is not None:
             weight, bias = self._turn
             queries = torch.addmm(bias, queries, weight.T)

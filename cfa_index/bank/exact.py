@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.threads import shared_threads
+from cfa_index.footprint import RANKED_BYTES
 
 _EXPANSION_FROM = 20
 """Queries times width from which FAISS multiplies matrices. Its own 128,000 leaves the 784 patches of an
 image to loops that take up to five times as long (3,136 to 50,000 memories of 152 dimensions)."""
-_GATHERED_BYTES = 256 << 20
 
 
 @shared_threads()
@@ -47,7 +47,7 @@ def exact_sq_distances(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
             )
         return result
     # On a card in a few large steps, each with a copy of the memories that it looks at.
-    at_once = max(1, _GATHERED_BYTES // (4 * max(1, len(queries)) * vectors.shape[1]))
+    at_once = max(1, RANKED_BYTES // (4 * max(1, len(queries)) * vectors.shape[1]))
     parts = [
         (queries[:, None] - vectors[part]).square_().sum(dim=2) for part in torch.split(ids, at_once, dim=1)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,12 +36,18 @@ from cfa_index.errors import BankError
 from cfa_index.specs import CardSpec
 
 
+@dataclass
+class _Tuned:
+    """What an index and its copies on cards have in common."""
+
+    state: IndexState
+
+
 class SearchIndex:
     """A FAISS index that names candidates; `MemoryBank` computes their distances exactly.
 
     Attributes:
         device: where it searches.
-        state: how it was built and tuned.
     """
 
     def __init__(
@@ -52,11 +58,20 @@ class SearchIndex:
         file: Path | None = None,
     ) -> None:
         self.device = torch.device("cpu")
-        self.state = state
+        self._tuned = _Tuned(state)
         self._built = built  # with the scratch folder that its lists may be in
         self._index = built.index
         self._on_card: CardIndex | None = None
         self._file = file
+
+    @property
+    def state(self) -> IndexState:
+        """How it was built and tuned."""
+        return self._tuned.state
+
+    @state.setter
+    def state(self, state: IndexState) -> None:
+        self._tuned.state = state
 
     @property
     def count(self) -> int:
@@ -81,7 +96,7 @@ class SearchIndex:
             vectors, and (n, k) int64 rows; -1 where it found fewer, or the query is not finite.
         """
         if self._on_card is not None:
-            return self._on_card.search(queries, k)
+            return self._on_card.search(queries, k, self.state.parameters)
         with matrix_products():
             found = self._index.search(queries.contiguous().numpy(), k)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
@@ -89,8 +104,6 @@ class SearchIndex:
     def tuned(self, parameters: Mapping[str, int], shortlist: int) -> Self:
         """This index with other parameters of its searches; they are set on the index itself."""
         set_parameters(self._index, parameters)
-        if self._on_card is not None:
-            self._on_card.set(parameters)
         self.state = replace(self.state, parameters=dict(parameters), shortlist=shortlist)
         return self
 
@@ -142,6 +155,8 @@ class SearchIndex:
     def to(self, vectors: Tensor, card: CardSpec) -> SearchIndex:
         """This index on the device of its vectors; on the CPU, still, where FAISS has none of its kind on a card.
 
+        The two have one state: what is tuned or measured of one holds for the other.
+
         Args:
             vectors: (M, D') float32, what it was made of.
             card: what may be taken of a card.
@@ -157,7 +172,6 @@ class SearchIndex:
             other._on_card = index_on_card(self._index, vectors, card_of(vectors.device, card), card.storage)
         if other._on_card is not None:
             other.device = vectors.device
-            other._on_card.set(self.state.parameters)
         return other
 
 

@@ -133,7 +133,7 @@ class MemoryBank:
         Raises:
             BankError: k is too large, a query has another width, or is NaN or infinite.
         """
-        self._check(queries, k)
+        check_queries(queries, k, self.vectors.shape)
         if self._searching is not None:
             shortlist = min(max(self._searching.state.shortlist, k), len(self))
             ids = self._flat.completed(queries, self._searching.candidates(queries, shortlist)[1])
@@ -144,7 +144,7 @@ class MemoryBank:
             sq_distances, ids = self._flat.search(queries, k)
             if not exact:
                 return Neighbors(sq_distances=sq_distances.clamp_min_(0), ids=ids)
-        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1)
+        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1, stable=True)
         return Neighbors(
             sq_distances=sq_distances[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
         )
@@ -164,19 +164,22 @@ class MemoryBank:
             )
         self.index = index.to(self._tensor, self.card)
 
-    def _check(self, queries: Tensor, k: int) -> None:
-        if k > len(self):
-            raise BankError(
-                expected=f"to find {k} neighbours",
-                got=f"a bank of {len(self)} memories",
-                remedy="ask for fewer neighbours (K + J) or build a larger bank",
-            )
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise BankError(
-                expected=f"queries of shape (n, {self.vectors.shape[1]})",
-                got=f"{tuple(queries.shape)}",
-                remedy="use the descriptor that this bank was built with",
-            )
+
+def check_queries(queries: Tensor, k: int, shape: tuple[int, ...]) -> None:
+    """Raise a BankError unless k neighbours can be found for the queries in a bank of the shape (M, D')."""
+    count, width = shape
+    if k > count:
+        raise BankError(
+            expected=f"to find {k} neighbours",
+            got=f"a bank of {count} memories",
+            remedy="ask for fewer neighbours (K + J) or build a larger bank",
+        )
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise BankError(
+            expected=f"queries of shape (n, {width})",
+            got=f"{tuple(queries.shape)}",
+            remedy="use the descriptor that this bank was built with",
+        )
 
 
 def _writable(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

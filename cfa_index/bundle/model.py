@@ -29,9 +29,10 @@ from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
-from cfa_index.images import Source, load_batches
-from cfa_index.scorer import Scorer
+from cfa_index.images import ImageBatch, Source, load_batches
+from cfa_index.scorer import Scorer, require_numbers
 from cfa_index.specs import Precision
+from cfa_index.transfers import Pending
 
 BACKBONE_FILE = "backbone.safetensors"
 DESCRIPTOR_FILE = "descriptor.safetensors"
@@ -202,6 +203,7 @@ class ModelBundle:
 
         Raises:
             ImageError: one of them cannot be read.
+            BankError: a feature of one is NaN or infinite.
             SpecError: the threshold is not finite.
         """
         limit = self.threshold_or(threshold)
@@ -213,16 +215,10 @@ class ModelBundle:
     def _score_views(
         self, sources: Iterable[Source], batch_size: int, threads: int
     ) -> Iterator[tuple[int, ViewScore, NDArray[np.float32]]]:
-        """Position of its image, patches and map of each view. Raises ImageError."""
-        features = self.manifest.spec.features
-        for batch in load_batches(sources, features, batch_size=batch_size, threads=threads):
-            if batch.errors:
-                raise batch.errors[0][1]
-            scored = self.scorer.score_pixels(batch.pixels, batch.frames, all_neighbors=True)
-            maps, patch_scores = scored.maps.cpu().numpy(), scored.patch_scores.cpu().numpy()
-            by_patch = (len(batch.frames), *features.grid, -1)
-            ids = scored.neighbors.ids.view(by_patch).cpu().numpy()
-            distances = scored.neighbors.sq_distances.sqrt().view(by_patch).cpu().numpy()
+        """Position of its image, patches and map of each view. Raises ImageError, BankError."""
+        for batch, pending in self.scorer.downloads.behind(self._queued(sources, batch_size, threads)):
+            maps, patch_scores, ids, distances = (tensor.numpy() for tensor in pending.kept())
+            require_numbers(patch_scores)
             for number, frame in enumerate(batch.frames):
                 view = ViewScore(
                     frame=frame,
@@ -231,6 +227,20 @@ class ModelBundle:
                     neighbor_distances=distances[number],
                 )
                 yield batch.positions[number], view, maps[number]
+
+    def _queued(
+        self, sources: Iterable[Source], batch_size: int, threads: int
+    ) -> Iterator[tuple[ImageBatch, Pending]]:
+        """Batches that the device is at work on. Raises ImageError."""
+        features = self.manifest.spec.features
+        for batch in load_batches(sources, features, batch_size=batch_size, threads=threads):
+            if batch.errors:
+                raise batch.errors[0][1]
+            scored = self.scorer.score_pixels(batch.pixels, batch.frames, all_neighbors=True)
+            by_patch = (len(batch.frames), *features.grid, -1)
+            ids, distances = scored.neighbors.ids.view(by_patch), scored.neighbors.sq_distances.sqrt()
+            found = [scored.maps, scored.patch_scores, ids, distances.view(by_patch)]
+            yield batch, self.scorer.downloads.start(found)
 
     def epoch_descriptors(self) -> list[PatchDescriptor]:
         """phi after each epoch, first to last, on the model's device; memory is one phi an epoch.

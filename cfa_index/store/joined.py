@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfa_index.errors import StoreError
 from cfa_index.store.layout import REBUILD
-from cfa_index.store.reader import PatchStore
+from cfa_index.store.reader import Allocate, PatchStore, plain_memory
 
 
 class JoinedStore(PatchStore):
@@ -71,13 +71,13 @@ class JoinedStore(PatchStore):
         """Whether an image was not removed."""
         return row not in self._removed
 
-    def read(self, rows: Sequence[int]) -> list[Tensor]:
-        """As `PatchStore.read`, each row from its own part."""
+    def read(self, rows: Sequence[int], empty: Allocate = plain_memory) -> list[Tensor]:
+        """As `PatchStore.read`, each row from its own part; those of several are put together in plain memory."""
         first, slots, found = 0, [], []
         for part in self._parts:
             inside = [slot for slot, row in enumerate(rows) if first <= row < first + len(part)]
             if len(inside) == len(rows):
-                return part.read([row - first for row in rows])
+                return part.read([row - first for row in rows], empty)
             if inside:
                 slots += inside
                 found.append(part.read([rows[slot] - first for slot in inside]))

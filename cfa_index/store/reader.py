@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +28,14 @@ from cfa_index.store.layout import (
     damaged,
     shard_file,
 )
+
+Allocate: TypeAlias = Callable[[Sequence[int], torch.dtype], Tensor]
+"""Makes a tensor on the host of a shape and a dtype, not initialised."""
+
+
+def plain_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """As `Allocate` says, in pageable memory."""
+    return torch.empty(tuple(shape), dtype=dtype)
 
 
 class PatchStore:
@@ -128,11 +136,12 @@ class PatchStore:
                 rows.append(rows[-1] + 1)
         return rows
 
-    def read(self, rows: Sequence[int]) -> list[Tensor]:
+    def read(self, rows: Sequence[int], empty: Allocate = plain_memory) -> list[Tensor]:
         """Pyramids of some views.
 
         Args:
             rows: of the table, in any order.
+            empty: makes the memory that they are read into; for a card it is pinned.
 
         Returns:
             A tensor a level, float16 (len(rows), C_l, h_l, w_l), channels_last in memory.
@@ -144,11 +153,11 @@ class PatchStore:
             self._check(shard)
         levels = []
         for array, (height, width) in zip(self._arrays, self.header.grids, strict=True):
-            block = np.empty((len(rows), *array.shape[1:]), dtype=np.float16)
+            cells = empty((len(rows), *array.shape[1:]), torch.float16)
+            block = cells.numpy()
             for start, stop, row in _runs(rows):
                 block[start:stop] = array[row : row + stop - start]
-            cells = torch.from_numpy(block).view(len(rows), height, width, -1)
-            levels.append(cells.permute(0, 3, 1, 2))
+            levels.append(cells.view(len(rows), height, width, -1).permute(0, 3, 1, 2))
         return levels
 
     def moments(

@@ -16,8 +16,9 @@ from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.images import Frame, image_scores_of
 from cfa_index.metrics import Threshold, conformal_threshold
-from cfa_index.scorer import Scorer
+from cfa_index.scorer import Scorer, require_numbers
 from cfa_index.store import PatchStore
+from cfa_index.transfers import Pending
 from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids, stored_frames
 from cfa_index.workflows.start import Start
 
@@ -52,12 +53,18 @@ def calibrated_scorer(
         return scorer
     draw = np.random.default_rng(spec.seed)
     chosen = draw.choice(np.asarray(rows), size=min(BASELINE_IMAGES, len(rows)), replace=False)
-    owners = torch.from_numpy(start.owners)
+    (owners,) = scorer.uploads([torch.from_numpy(start.owners)])
     running = RunningBaseline(spec.features.grid)
-    with stage(listener, "baseline", len(chosen), spec.features.view_unit) as advance:
+
+    def queued() -> Iterator[tuple[list[int], Pending]]:
         for part, levels in iterate_pyramids(store, sorted(chosen.tolist()), READ_IMAGES):
             images = torch.tensor([row - store.images[row].tile for row in part])
-            scores = scorer.scores_without_own(levels, images, owners).cpu().numpy()
+            yield part, scorer.downloads.start([scorer.scores_without_own(levels, images, owners)])
+
+    with stage(listener, "baseline", len(chosen), spec.features.view_unit) as advance:
+        for part, pending in scorer.downloads.behind(queued()):
+            scores = pending.result()[0].numpy()
+            require_numbers(scores)
             inspected = inspected_mask(store, part).view(scores.shape).numpy()
             running.update(scores, inspected & np.isfinite(scores))
             advance(len(part))
@@ -95,9 +102,15 @@ def stored_maps(
         store, rows: the views.
         on_views: called with how many more were scored.
     """
-    for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
-        frames = stored_frames(store, part)
-        maps = scorer.score_pyramid(levels, frames).maps.cpu().numpy()
+
+    def queued() -> Iterator[tuple[list[int], list[Frame], Pending]]:
+        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
+            frames = stored_frames(store, part)
+            yield part, frames, scorer.downloads.start([scorer.score_pyramid(levels, frames).maps])
+
+    for part, frames, pending in scorer.downloads.behind(queued()):
+        maps = pending.result()[0].numpy()
+        require_numbers(maps)
         for row, frame, view_map in zip(part, frames, maps, strict=True):
             yield row - store.images[row].tile, frame, view_map
         on_views(len(part))

@@ -21,7 +21,8 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import ImageBatch, ImageMap, MapJoiner, load_batches, view_count
 from cfa_index.resample import fuse_maps, to_source
-from cfa_index.scorer import Scorer
+from cfa_index.scorer import Scorer, require_numbers
+from cfa_index.transfers import Pending
 
 
 class FusedMap:
@@ -122,8 +123,12 @@ def _one_model(
     features = model.manifest.spec.features
     joiners: list[MapJoiner] = []
     left = 0
-    for batch in load_batches(paths, features, batch_size=batch_size, threads=threads):
-        maps = _maps(model, scorers, batch)
+    batches = load_batches(paths, features, batch_size=batch_size, threads=threads)
+    queued = ((batch, _queue(model, scorers, batch)) for batch in batches)
+    for batch, pending in model.scorer.downloads.behind(queued):
+        maps = [tensor.numpy() for tensor in pending.result()]
+        for of_state in maps:
+            require_numbers(of_state)
         errors = deque(batch.errors)
         for slot, (position, frame) in enumerate(zip(batch.positions, batch.frames, strict=True)):
             while errors and errors[0][0] < position:
@@ -139,8 +144,10 @@ def _one_model(
         yield from (error for _, error in errors)
 
 
-def _maps(model: ModelBundle, scorers: Sequence[Scorer], batch: ImageBatch) -> list[NDArray[np.float32]]:
-    """(B, S, S) float32 by state; the backbone runs once."""
+def _queue(model: ModelBundle, scorers: Sequence[Scorer], batch: ImageBatch) -> Pending:
+    """Maps (B, S, S) float32 by state; the backbone runs once."""
     with torch.inference_mode():
-        levels = model.backbone.pyramid(batch.pixels.to(model.bank.device))
-    return [scorer.score_pyramid(levels, batch.frames).maps.cpu().numpy() for scorer in scorers]
+        levels = model.backbone.pyramid(*model.scorer.uploads([batch.pixels]))
+    return model.scorer.downloads.start(
+        [scorer.score_pyramid(levels, batch.frames).maps for scorer in scorers]
+    )

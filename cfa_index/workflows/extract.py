@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from cfa_index.store import (
     StoreWriter,
     recorded_images,
 )
+from cfa_index.transfers import Downloads, Pending, Uploads
 
 READ_IMAGES = 8
 """Images read from a store at once, where nothing else decides."""
@@ -93,17 +94,18 @@ def extract(
         raise DatasetError(expected=f"good images in {source}", got="none", remedy="give at least one")
     header = store_header(source, features, backbone)
     planned = _plan_rows(images, source, features, path, listener)
+    uploads, downloads = Uploads(device), Downloads(device)
     with StoreWriter(path, header, planned) as writer:
         todo = sum(len(writer.shard_rows(shard)) for shard in writer.todo)
         with stage(listener, "features", todo, features.view_unit) as advance:
             read = _read_rows(writer, planned, images, features, threads)
-            for shard in writer.todo:
-                part = [next(read) for _ in writer.shard_rows(shard)]
-                stored = [row for row, _ in part]
-                writer.write_shard(
-                    shard, _pyramids(backbone, [pixels for _, pixels in part], header, device), stored
-                )
-                advance(len(stored))
+            queued = (
+                (shard, _queue([next(read) for _ in writer.shard_rows(shard)], backbone, uploads, downloads))
+                for shard in writer.todo
+            )
+            for shard, part in downloads.behind(queued):
+                writer.write_shard(shard, _pyramids(part, header), part.stored)
+                advance(len(part.stored))
         store = writer.finish()
     for error in dict.fromkeys(
         image.error for image in store.images if image.error
@@ -207,20 +209,42 @@ def _rows_of_batch(
             yield row, (replace(planned[row], error=error), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Queued:
+    """A shard that the device is at work on.
+
+    Attributes:
+        stored: its rows.
+        pending: slots of some rows, and their pyramids in float16, a forward pass each.
+    """
+
+    stored: list[StoredImage]
+    pending: list[tuple[list[int], Pending]]
+
+
 @torch.inference_mode()
-def _pyramids(
-    backbone: Backbone, pixels: Sequence[Tensor | None], header: StoreHeader, device: torch.device
-) -> list[Tensor]:
-    """The pyramid of each square (3, S, S); zeros where there is none."""
-    levels = [
-        torch.zeros((len(pixels), height, width, channels), dtype=torch.float16).permute(0, 3, 1, 2)
-        for channels, (height, width) in zip(header.channels, header.grids, strict=True)
-    ]
-    seen = [(slot, square) for slot, square in enumerate(pixels) if square is not None]
+def _queue(part: Sequence[_ReadRow], backbone: Backbone, uploads: Uploads, downloads: Downloads) -> _Queued:
+    """Tell the device to make the pyramids of a shard's rows, and their copies in half precision."""
+    seen = [(slot, pixels) for slot, (_, pixels) in enumerate(part) if pixels is not None]
+    pending = []
     for start in range(0, len(seen), _FORWARD_IMAGES):
         slots, squares = zip(*seen[start : start + _FORWARD_IMAGES], strict=True)
-        for level, values in zip(levels, backbone.pyramid(torch.stack(squares).to(device)), strict=True):
-            level[list(slots)] = values.to(torch.float16).cpu()
+        staged = uploads.staging((len(squares), *squares[0].shape), torch.uint8)
+        torch.stack(squares, out=staged)
+        levels = backbone.pyramid(*uploads([staged]))
+        pending.append((list(slots), downloads.start([level.to(torch.float16) for level in levels])))
+    return _Queued(stored=[row for row, _ in part], pending=pending)
+
+
+def _pyramids(part: _Queued, header: StoreHeader) -> list[Tensor]:
+    """The pyramid of each row, once it is there; zeros where there is none."""
+    levels = [
+        torch.zeros((len(part.stored), height, width, channels), dtype=torch.float16).permute(0, 3, 1, 2)
+        for channels, (height, width) in zip(header.channels, header.grids, strict=True)
+    ]
+    for slots, pending in part.pending:
+        for level, values in zip(levels, pending.result(), strict=True):
+            level[slots] = values
     return levels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import printable, sha256_of_file
 from cfa_index.images import Frame, decode, valid_mask, view_at
-from cfa_index.scorer import Scorer
+from cfa_index.scorer import Scorer, require_numbers
 from cfa_index.store import PatchStore
+from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.extract import stored_frames
 
 MOST_PROBES = 48
 """Good images, or a tile of each; with the defects five times as many pyramids are held, in float16."""
 FEWEST_PROBES = 4
+_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +83,18 @@ def draw_probes(
     """
     features = store.header.features
     device = next(backbone.parameters()).device
+    uploads, downloads = Uploads(device), Downloads(device)
     rows = [_drawn_view(store, image, seed) for image in images]
     pixels, frames = _read(store, rows), stored_frames(store, rows)
     inside = valid_mask(frames, (features.size_px, features.size_px)).numpy()
     parts: list[list[Tensor]] = []
 
     def add(squares: NDArray[np.uint8]) -> None:
-        batches = torch.split(torch.from_numpy(squares), 8)
-        parts.extend(
-            [level.half().cpu() for level in backbone.pyramid(batch.to(device))] for batch in batches
+        queued = (
+            downloads.start([level.half() for level in backbone.pyramid(*uploads([batch]))])
+            for batch in torch.split(torch.from_numpy(squares), _BATCH)
         )
+        parts.extend(pending.kept() for pending in downloads.behind(queued))
 
     with stage(listener, "synthetic defects", len(DEFECT_KINDS) * len(rows), "defects") as advance:
         add(pixels)  # again, so that good ones and defects come the same way
@@ -110,12 +114,16 @@ def draw_probes(
 
 def probe_scores(scorer: Scorer, probes: Probes) -> NDArray[np.float32]:
     """Raw image scores (5n,) float32."""
-    scores = []
-    for start in range(0, len(probes.labels), 8):
-        part = slice(start, start + 8)
-        scored = scorer.score_pyramid([level[part] for level in probes.levels], probes.frames[part])
-        scores.append(scored.scores.cpu().numpy())
-    return np.concatenate(scores)
+
+    def queued() -> Iterator[Pending]:
+        for start in range(0, len(probes.labels), _BATCH):
+            part = slice(start, start + _BATCH)
+            scored = scorer.score_pyramid([level[part] for level in probes.levels], probes.frames[part])
+            yield scorer.downloads.start([scored.scores])
+
+    scores = np.concatenate([pending.result()[0].numpy() for pending in scorer.downloads.behind(queued())])
+    require_numbers(scores)
+    return scores
 
 
 def _drawn_view(store: PatchStore, image: int, seed: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any, Protocol
 
 from cfa_index.bundle import ModelBundle
@@ -25,7 +25,7 @@ from cfa_index.images import Views, read_entry
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import ShardMaps
 from cfa_index.workflows.score_parts import Row, standing, to_score
-from cfa_index.workflows.score_rows import Scored, score_images
+from cfa_index.workflows.score_rows import Queued, Scored, queue_batches, results_of
 from cfa_index.workflows.score_run import ScoreRun
 
 _BATCHES_AHEAD = 3
@@ -103,21 +103,14 @@ class Pipeline:
             DatasetError: the source is missing, or cannot be listed.
             OutputError: something cannot be written; the shards that are written stay.
         """
-        run = self.run
         reads = self.workers.ordered(read_entry, self._tasks(shards), window=self._window)
         writing: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
             try:
-                for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
-                    found = (_pixels(result) for _, result in group)
-                    scored = score_images(
-                        self.bundle.scorer,
-                        found,
-                        features=run.features,
-                        batch_size=run.batch_size,
-                        keep_maps=run.maps is not None or run.heatmaps is not None,
-                    )
-                    rows, maps, drawn = self._take(plan, scored)
+                results = self._scored(reads)
+                for plan, first in results:
+                    rest = islice(results, len(plan.positions) - 1)
+                    rows, maps, drawn = self._take(plan, chain([first], (scored for _, scored in rest)))
                     writing.append(writer.submit(self._write, plan.shard, rows, maps, drawn))
                     with self.waits.timed("write"):
                         while len(writing) > _SHARDS_BEHIND or (writing and writing[0].done()):
@@ -128,6 +121,24 @@ class Pipeline:
             except BaseException:  # a shard that waits for its heatmaps would wait as long as a file may take
                 self.workers.end()
                 raise
+
+    def _scored(self, reads: Iterator[tuple[Any, Any]]) -> Iterator[tuple[_Plan, Scored]]:
+        """Each image with the plan of its shard; the first batch of a shard is queued before the last is read."""
+        scorer, run = self.bundle.scorer, self.run
+        keep_maps = run.maps is not None or run.heatmaps is not None
+
+        def queued() -> Iterator[tuple[_Plan, Queued]]:
+            for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
+                found = (_pixels(result) for _, result in group)
+                for batch in queue_batches(
+                    scorer, found, features=run.features, batch_size=run.batch_size, keep_maps=keep_maps
+                ):
+                    yield plan, batch
+
+        for plan, group in groupby(scorer.downloads.behind(queued()), key=lambda one: one[0]):
+            batches = (batch for _, batch in group)
+            for scored in results_of(batches, features=run.features, keep_maps=keep_maps):
+                yield plan, scored
 
     @property
     def _window(self) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cfa_index.images import Frame, MapJoiner, Views, stitcher_of
 from cfa_index.scorer import Scorer
 from cfa_index.specs import FeatureSpec
+from cfa_index.transfers import Pending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,20 @@ class Scored:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """A batch that the device is at work on.
+
+    Attributes:
+        slots: of each view, the frames of its image's views and its number among them, or why there is none.
+        pending: maps (B, S, S) float32, or scores (B,) where nobody needs the maps; None where no view could be
+            read.
+    """
+
+    slots: list[tuple[tuple[Frame, ...] | str, int]]
+    pending: Pending | None
+
+
 def score_images(
     scorer: Scorer,
     reads: Iterable[Views | str],
@@ -69,14 +84,26 @@ def score_images(
     Returns:
         An iterator of one result an image, in order.
     """
+    queued = queue_batches(scorer, reads, features=features, batch_size=batch_size, keep_maps=keep_maps)
+    return results_of(scorer.downloads.behind(queued), features=features, keep_maps=keep_maps)
+
+
+def queue_batches(
+    scorer: Scorer,
+    reads: Iterable[Views | str],
+    *,
+    features: FeatureSpec,
+    batch_size: int,
+    keep_maps: bool,
+) -> Iterator[Queued]:
+    """The first half of `score_images`: batches that the scorer's device was told to score."""
     side = features.size_px
-    pinned = scorer.bank.device.type == "cuda"  # so that the copy to the card is no detour
-    pixels = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8, pin_memory=pinned)
     squares = _squares(reads)
-    parts: _Parts | None = None
     while batch := list(islice(squares, batch_size)):
         shown = [views.frames[number] for views, number in batch if isinstance(views, Views)]
+        pending = None
         if shown:
+            pixels = scorer.uploads.staging((batch_size, 3, side, side), torch.uint8)
             for slot in range(batch_size):
                 views, number = batch[slot] if slot < len(batch) else ("", 0)
                 pixels[slot] = torch.from_numpy(views.pixels[number]) if isinstance(views, Views) else 0
@@ -84,15 +111,27 @@ def score_images(
                 views.frames[number] if isinstance(views, Views) else shown[0] for views, number in batch
             ]
             frames += [shown[0]] * (batch_size - len(frames))
-            maps = scorer.score_pixels(pixels, frames).maps.cpu().numpy()
-        for slot, (views, number) in enumerate(batch):
-            if not isinstance(views, Views):
-                yield Scored(error=views)
+            scored = scorer.score_pixels(pixels, frames)
+            needs_maps = keep_maps or features.tile_px > 0  # tiles are joined on the host
+            pending = scorer.downloads.start([scored.maps if needs_maps else scored.scores])
+        slots = [(views.frames if isinstance(views, Views) else views, number) for views, number in batch]
+        yield Queued(slots=slots, pending=pending)
+
+
+def results_of(batches: Iterable[Queued], *, features: FeatureSpec, keep_maps: bool) -> Iterator[Scored]:
+    """The second half of `score_images`: what was found, an image at a time."""
+    parts: _Parts | None = None
+    for batch in batches:
+        if batch.pending is not None:
+            (found,) = (tensor.numpy() for tensor in batch.pending.result())
+        for slot, (frames, number) in enumerate(batch.slots):
+            if isinstance(frames, str):
+                yield Scored(error=frames)
                 continue
             if parts is None:
-                parts = _Parts(views, features, keep_maps)
-            parts.add(maps[slot])
-            if number + 1 == len(views.frames):
+                parts = _Parts(frames[0], features, keep_maps)
+            parts.add(found[slot])
+            if number + 1 == len(frames):
                 yield _with_a_number(parts.scored())
                 parts = None
 
@@ -114,32 +153,32 @@ def _squares(reads: Iterable[Views | str]) -> Iterator[tuple[Views | str, int]]:
 
 
 class _Parts:
-    """The maps of one image's views on their way to its result."""
+    """What was found of one image's views on its way to the image's result."""
 
-    def __init__(self, views: Views, features: FeatureSpec, keep_map: bool) -> None:
-        self._views = views
-        self._features = features
+    def __init__(self, frame: Frame, features: FeatureSpec, keep_map: bool) -> None:
+        self._frame = frame
+        self._keep_map = keep_map
         self._whole: NDArray[np.float32] | None = None  # of the only view, without tiles
-        width, height = views.frames[0].source_width, views.frames[0].source_height
-        self._joiner = MapJoiner(width, height, features) if features.tile_px and keep_map else None
-        self._stitcher = stitcher_of(width, height, features) if features.tile_px and not keep_map else None
+        size = frame.source_width, frame.source_height
+        self._joiner = MapJoiner(*size, features) if features.tile_px and keep_map else None
+        self._stitcher = stitcher_of(*size, features) if features.tile_px and not keep_map else None
 
-    def add(self, view_map: NDArray[np.float32]) -> None:
-        """Add the map (S, S) of the next view."""
+    def add(self, found: NDArray[np.float32]) -> None:
+        """Add the map (S, S) of the next view, or the score () of the only one."""
         if self._joiner is not None:
-            self._joiner.add(view_map)
+            self._joiner.add(found)
         elif self._stitcher is not None:
-            self._stitcher.add(view_map)
+            self._stitcher.add(found)
         else:
-            self._whole = view_map
+            self._whole = found
 
     def scored(self) -> Scored:
-        """The result, once all maps are there."""
-        frame = self._views.frames[0]
+        """The result, once all views are there."""
         if self._joiner is not None:
-            found = self._joiner.result()
-            return Scored(score=found.score, anomaly_map=found.pixels, frame=found.frame)
+            joined = self._joiner.result()
+            return Scored(score=joined.score, anomaly_map=joined.pixels, frame=joined.frame)
         if self._stitcher is not None:
-            return Scored(score=self._stitcher.score, frame=frame)
+            return Scored(score=self._stitcher.score, frame=self._frame)
         assert self._whole is not None, "an image has a view"
-        return Scored(score=float(self._whole.max()), anomaly_map=self._whole, frame=frame)
+        kept = self._whole if self._keep_map else None
+        return Scored(score=float(self._whole.max()), anomaly_map=kept, frame=self._frame)

@@ -10,16 +10,13 @@ import csv
 import hashlib
 import io
 import math
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import (
@@ -48,18 +45,18 @@ from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_json
 from cfa_index.scorer import Scorer
 from cfa_index.specs import TrainSpec
-from cfa_index.store import PatchStore
+from cfa_index.transfers import Uploads
 from cfa_index.workflows.build import timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
 from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, write_checkpoint
 from cfa_index.workflows.epochs import are_kept, keep_epoch, kept_epochs
-from cfa_index.workflows.extract import inspected_mask
 from cfa_index.workflows.indexing import index_bank, remeasure_index
 from cfa_index.workflows.opening import averaged, fit_and_held, judging_rows, open_store
 from cfa_index.workflows.probes import FEWEST_PROBES, draw_probes, split_probes
 from cfa_index.workflows.select import Selection, Trial, choose_epoch, choose_start
 from cfa_index.workflows.start import Start, bank_contents, start_of
-from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot
+from cfa_index.workflows.train_batches import train_batches
+from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot, train_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,50 +170,25 @@ def _train(
         done = None
     log = restore(trainer, done) if done else []
     steps = len(rows) // spec.batch_size if spec.drop_last else math.ceil(len(rows) / spec.batch_size)
+    uploads = Uploads(bundle.bank.device)
     with stage(listener, "training", steps * (spec.epochs - len(log)), "steps") as advance:
         for epoch in range(len(log), spec.epochs):
-            started = time.perf_counter()
             order = np.random.default_rng([order_seed, epoch]).permutation(np.asarray(rows)).tolist()
-            totals, images = np.zeros(3), 0
-            for batch, levels in _prefetched(store, order, spec):
-                figures = trainer.step(
-                    [level.to(bundle.bank.device) for level in levels], _inspected(store, batch)
-                )
-                totals += np.asarray(figures) * len(batch)
-                images += len(batch)
-                attraction, repulsion, distance = figures
-                advance(
-                    1,
-                    epoch=epoch + 1,
-                    L_att=attraction,
-                    L_rep=repulsion,
-                    radius=float(trainer.loss.radius.detach()),
-                    distance=distance,
-                    images=len(batch),
-                )
-            means = totals / max(images, 1)
-            log.append(
-                EpochLog(
-                    epoch=epoch + 1,
-                    attraction=float(means[0]),
-                    repulsion=float(means[1]),
-                    radius=float(trainer.loss.radius.detach()),
-                    neighbor_distance=float(means[2]),
-                    seconds=time.perf_counter() - started,
-                )
-            )
+            parts = [order[step * spec.batch_size :][: spec.batch_size] for step in range(steps)]
+            batches = train_batches(store, parts, uploads)
+            log.append(train_epoch(trainer, batches, epoch=epoch + 1, advance=advance))
             if keeping:
                 keep_epoch(folder, identity, epoch + 1, trainer.descriptor)
             write_checkpoint(folder, identity, snapshot(trainer, log))
 
-    epoch, radius = len(log), float(trainer.loss.radius.detach()) if log else 0.0
+    epoch = len(log)
     if selection is not None:
         kept = epoch_descriptors(kept_epochs(folder, identity, len(log)), start.phi_0)
         epoch = choose_epoch(
             selection, kept, start, backbone=bundle.backbone, store=store, rows=rows, listener=listener
         )
         phi = kept[epoch - 1] if epoch else start.phi_0
-        radius = log[epoch - 1].radius if epoch else 0.0
+    radius = log[epoch - 1].radius if epoch else 0.0
     remeasure_index(start, phi, store, rows=threshold_rows or rows, listener=listener)
     scorer = calibrated_scorer(bundle.backbone, phi, start, store=store, rows=rows, listener=listener)
     held_out = score_held_out(scorer, store, threshold_rows, listener)
@@ -248,12 +220,6 @@ def _train(
     )
 
 
-def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:
-    """Which patches of a batch count: None for all, so that a full batch costs nothing."""
-    mask = inspected_mask(store, rows)
-    return None if bool(mask.all()) else mask
-
-
 def _check_trainable(spec: TrainSpec, memories: int, views: int, unit: str) -> None:
     if spec.attract + spec.repel > memories:
         raise SpecError(
@@ -267,22 +233,6 @@ def _check_trainable(spec: TrainSpec, memories: int, views: int, unit: str) -> N
             got=f"{views} training {unit}",
             remedy="give a smaller --batch-size",
         )
-
-
-def _prefetched(
-    store: PatchStore, order: Sequence[int], spec: TrainSpec
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Batches of the store in order, the next one read while the caller works on this one."""
-    parts = [list(order[start : start + spec.batch_size]) for start in range(0, len(order), spec.batch_size)]
-    if spec.drop_last and parts and len(parts[-1]) < spec.batch_size:
-        parts.pop()
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(store.read, parts[0]) if parts else None
-        for number, part in enumerate(parts):
-            assert coming is not None
-            levels = coming.result()
-            coming = reader.submit(store.read, parts[number + 1]) if number + 1 < len(parts) else None
-            yield part, levels
 
 
 def _contents(

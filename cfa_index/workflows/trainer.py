@@ -1,20 +1,31 @@
-"""phi, the loss and the optimiser: one update, and what a training that was killed needs of them."""
+"""phi, the loss and the optimiser: one update, an epoch of them, and what a training that was killed needs.
+
+On a card the host only gives orders: no update waits for its results. They are read one update late, when the
+card has the next one to work on, so the host is never further ahead. A seed gives the same training there within
+rounding and not bit by bit: the gradient of the bilinear upsampling is summed in no fixed order (torch's notes on
+`use_deterministic_algorithms`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cfa_index.bank import MemoryBank
 from cfa_index.descriptor import PatchDescriptor
+from cfa_index.errors import BankError
 from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
 from cfa_index.specs import TrainSpec
 from cfa_index.store import PatchStore
+from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.checkpoint import Checkpoint
-from cfa_index.workflows.extract import inspected_mask
+from cfa_index.workflows.train_batches import TrainBatch, train_batches
 
 _RADIUS_IMAGES = 32
 """Images that decide the radius `median`: tens of thousands of patches."""
@@ -66,20 +77,24 @@ class Trainer:
             ],
             lr=spec.learning_rate,
             amsgrad=True,
+            # A kernel a group instead of dozens. Its state is that of the others, but for where the number of
+            # steps lies, which load_state_dict sees to: a checkpoint goes on wherever it is read.
+            fused=True if bank.device.type != "cpu" else None,
         )
 
-    def step(self, levels: Sequence[Tensor], inspected: Tensor | None = None) -> tuple[float, float, float]:
+    def step(self, levels: Sequence[Tensor], inspected: Tensor | None = None) -> Tensor:
         """One update from a batch.
 
         Args:
-            levels: pyramids (B, C_l, h_l, w_l).
-            inspected: bool (B, h*w), the patches that count; None for all of them.
+            levels: pyramids (B, C_l, h_l, w_l) on the bank's device.
+            inspected: (n,) int64 on the same device, the patches of B*h*w that count, each once; None for all
+                of them. Of a mask, the host would have to ask a card how many they are.
 
         Returns:
-            L_att, L_rep and the mean rooted distance to the K nearest memories.
+            (4,) float32 on the device: L_att, L_rep, the mean rooted distance to the K nearest memories, and r
+            after the update. On a card NaN where a patch was not finite.
         """
-        adapted = self.descriptor(levels)
-        patches = adapted.flatten(0, 1) if inspected is None else adapted[inspected]  # (n, D')
+        patches = _patches(self.descriptor, levels, inspected)
         found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
         sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
         terms = self.loss(sq_distances)
@@ -87,22 +102,94 @@ class Trainer:
         (terms.total * self.spec.loss_scale).backward()
         self.optimizer.step()
         distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
-        return float(terms.attraction.detach()), float(terms.repulsion.detach()), float(distance)
+        figures = (terms.attraction, terms.repulsion, distance, self.loss.radius)
+        return torch.stack([figure.detach() for figure in figures])
+
+
+def train_epoch(
+    trainer: Trainer, batches: Iterable[TrainBatch], *, epoch: int, advance: Callable[..., None]
+) -> EpochLog:
+    """Update with each batch.
+
+    Args:
+        trainer: changed in place.
+        batches: on the device of its bank.
+        epoch: its number, from 1.
+        advance: told of each update's figures, see `events.stage`.
+
+    Raises:
+        BankError: a patch is not finite. On a card phi is no longer of use then.
+    """
+    started = time.perf_counter()
+    downloads = Downloads(trainer.bank.device)
+
+    def queued() -> Iterator[tuple[int, Pending]]:
+        for batch in batches:
+            yield len(batch.rows), downloads.start([trainer.step(batch.levels, batch.inspected)])
+
+    totals, images = np.zeros(3), 0
+    for views, pending in downloads.behind(queued()):
+        figures = pending.result()[0].tolist()
+        attraction, repulsion, distance, radius = figures
+        _check_finite(distance)
+        totals += np.asarray(figures[:3]) * views
+        images += views
+        advance(
+            1,
+            epoch=epoch,
+            L_att=attraction,
+            L_rep=repulsion,
+            radius=radius,
+            distance=distance,
+            images=views,
+        )
+    means = totals / max(images, 1)
+    return EpochLog(
+        epoch=epoch,
+        attraction=float(means[0]),
+        repulsion=float(means[1]),
+        radius=float(trainer.loss.radius.detach().cpu()),
+        neighbor_distance=float(means[2]),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def median_radius(
     store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: MemoryBank, spec: TrainSpec
 ) -> float:
-    """Root of the median squared distance of good patches to their K-th memory, under phi."""
+    """Root of the median squared distance of good patches to their K-th memory, under phi.
+
+    Raises:
+        BankError: a patch is not finite.
+    """
     picked = rows[:: max(1, len(rows) // _RADIUS_IMAGES)][:_RADIUS_IMAGES]
     kth = []
-    for row in picked:
+    for batch in train_batches(store, [[row] for row in picked], Uploads(bank.device)):
         with torch.inference_mode():
-            patches = phi([level.to(bank.device) for level in store.read([row])])
-            patches = patches[inspected_mask(store, [row])]
+            patches = _patches(phi, batch.levels, batch.inspected)
         kth.append(bank.search(patches, spec.attract).sq_distances[:, -1])
+    sq_distances = torch.cat(kth)
+    median = torch.where(sq_distances.isfinite().all(), sq_distances.median(), torch.nan)
+    radius = float(median.sqrt().cpu())
+    _check_finite(radius)
     # Where every patch is a memory the median is zero, and r = 0 has no gradient.
-    return max(float(torch.cat(kth).median().sqrt()), _LEAST_RADIUS)
+    return max(radius, _LEAST_RADIUS)
+
+
+def _patches(phi: PatchDescriptor, levels: Sequence[Tensor], inspected: Tensor | None) -> Tensor:
+    """The patches (n, D') that count, under phi."""
+    patches: Tensor = phi(levels).flatten(0, 1)  # (B*h*w, D')
+    return patches if inspected is None else patches.index_select(0, inspected)
+
+
+def _check_finite(distance: float) -> None:
+    """What a search on the CPU says at once shows in the distances of a card's."""
+    if not math.isfinite(distance):
+        raise BankError(
+            expected="finite queries",
+            got="a NaN or infinite patch feature",
+            remedy="check the image, the weights and the precision",
+        )
 
 
 def snapshot(trainer: Trainer, log: Sequence[EpochLog]) -> Checkpoint:
