@@ -8,7 +8,9 @@ number, a truth value, a shape that depends on values. Mixing host and card in o
 
 from __future__ import annotations
 
+import importlib
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
+torch_optimizer = importlib.import_module("torch.optim.optimizer")  # `torch.optim` has a class of that name
 
 _WAITS = {
     aten._local_scalar_dense.default,
@@ -328,6 +331,10 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
-        with card:
+        # torch's own list of devices whose optimiser has a kernel; the CPU's answers for the fake card.
+        fused = [*torch_optimizer._get_fused_kernels_supported_devices(), "meta"]
+        patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: fused)
+        with warnings.catch_warnings(), card:
+            warnings.filterwarnings("ignore", message=".* to a meta parameter .* which is a no-op")  # not here
             yield card
     _holder.cache_clear()
