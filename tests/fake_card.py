@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import cfa_index.bundle  # and whatever else names a device by itself
+import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
@@ -343,6 +343,8 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         fused = getattr(optimizer, _FUSED)()
         patch.setattr(optimizer, _FUSED, lambda: [*fused, "meta"])
         with warnings.catch_warnings(), card:
-            warnings.filterwarnings("ignore", message=".* to a meta parameter .* which is a no-op")  # not here
+            warnings.filterwarnings(
+                "ignore", message=".* to a meta parameter .* which is a no-op"
+            )  # not here
             yield card
     _holder.cache_clear()
