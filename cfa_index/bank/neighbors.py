@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cfa_index.errors import BankError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbors:
@@ -18,3 +20,12 @@ class Neighbors:
 
     sq_distances: Tensor
     ids: Tensor
+
+
+def odd_queries() -> BankError:
+    """The error for queries that are NaN or infinite."""
+    return BankError(
+        expected="finite queries",
+        got="a NaN or infinite patch feature",
+        remedy="check the image, the weights and the precision",
+    )
