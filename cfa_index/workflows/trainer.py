@@ -59,12 +59,16 @@ class Trainer:
         bank: frozen.
         spec: the settings.
         radius: where r starts.
+
+    Attributes:
+        uploads, downloads: the ways to the bank's device and back.
     """
 
     def __init__(self, descriptor: PatchDescriptor, bank: MemoryBank, spec: TrainSpec, radius: float) -> None:
         self.descriptor = descriptor.train()
         self.bank = bank
         self.spec = spec
+        self.uploads, self.downloads = Uploads(bank.device), Downloads(bank.device)
         self.loss = HypersphereLoss(
             attract=spec.attract, repel=spec.repel, margin=spec.margin, radius=radius
         ).to(bank.device)
@@ -121,14 +125,13 @@ def train_epoch(
         BankError: a patch is not finite. On a card phi is no longer of use then.
     """
     started = time.perf_counter()
-    downloads = Downloads(trainer.bank.device)
 
     def queued() -> Iterator[tuple[int, Pending]]:
         for batch in batches:
-            yield len(batch.rows), downloads.start([trainer.step(batch.levels, batch.inspected)])
+            yield len(batch.rows), trainer.downloads.start([trainer.step(batch.levels, batch.inspected)])
 
     totals, images = np.zeros(3), 0
-    for views, pending in downloads.behind(queued()):
+    for views, pending in trainer.downloads.behind(queued()):
         figures = pending.result()[0].tolist()
         attraction, repulsion, distance, radius = figures
         _check_finite(distance)
