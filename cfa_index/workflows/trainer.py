@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_index.bank import MemoryBank
+from cfa_index.bank import MemoryBank, not_finite
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import BankError
 from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
 from cfa_index.specs import TrainSpec
 from cfa_index.store import PatchStore
@@ -188,11 +187,7 @@ def _patches(phi: PatchDescriptor, levels: Sequence[Tensor], inspected: Tensor |
 def _check_finite(distance: float) -> None:
     """What a search on the CPU says at once shows in the distances of a card's."""
     if not math.isfinite(distance):
-        raise BankError(
-            expected="finite queries",
-            got="a NaN or infinite patch feature",
-            remedy="check the image, the weights and the precision",
-        )
+        raise not_finite()
 
 
 def snapshot(trainer: Trainer, log: Sequence[EpochLog]) -> Checkpoint:
