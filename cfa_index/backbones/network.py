@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from cfa_index.backbones.entry import BackboneEntry
 from cfa_index.backbones.registry import backbone_entry
 from cfa_index.backbones.weights import WeightsOrigin, find_tensors, fitting_tensors
+from cfa_index.card_memory import card_memory, make_room
 from cfa_index.errors import SpecError
+from cfa_index.footprint import SMALLER_BATCH, SMALLER_NETWORK, Footprint
 from cfa_index.specs import Precision
+
+_LOWER = f"{SMALLER_BATCH}, or {SMALLER_NETWORK}"
 
 
 class Backbone(nn.Module):
@@ -91,6 +95,18 @@ class Backbone(nn.Module):
             self.trunk.compile(dynamic=False, options={"freezing": True})
         return self
 
+    def put_on(self, device: torch.device) -> Self:
+        """`to(device)` of what fits there.
+
+        Raises:
+            CardMemoryError: a card has no room for its weights.
+        """
+        weights = sum(tensor.nbytes for tensor in [*self.parameters(), *self.buffers()])
+        if next(self.parameters()).device != device:
+            make_room(Footprint.of(SMALLER_NETWORK, weights=weights), device)
+        with card_memory(device, "the network's weights", lower=SMALLER_NETWORK):
+            return self.to(device)
+
     def levels(self, pixels: Tensor) -> list[Tensor]:
         """The network's maps, before pooling: those of one stride concatenated.
 
@@ -105,6 +121,7 @@ class Backbone(nn.Module):
 
         Raises:
             SpecError: `pixels` has another shape.
+            CardMemoryError: a card's memory runs out.
         """
         return self._levels(pixels, lambda level: level)
 
@@ -122,7 +139,7 @@ class Backbone(nn.Module):
             bfloat16 at `bf16`.
 
         Raises:
-            SpecError: see `levels`.
+            SpecError, CardMemoryError: see `levels`.
         """
         return self._levels(pixels, _pooled)
 
@@ -135,7 +152,11 @@ class Backbone(nn.Module):
             )
         levels = []
         # TF32 would give a card other features than the CPU, under the same digest of the store.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with (
+            torch.no_grad(),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            card_memory(pixels.device, f"the network on {len(pixels)} images", lower=_LOWER),
+        ):
             x = pixels.to(torch.float32, memory_format=torch.channels_last)
             taken = self.trunk(((x - self.mean) / self.std).to(self._computes_in))
             for stride, maps in zip(self.strides, taken, strict=True):
