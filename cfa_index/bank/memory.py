@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfa_index.bank.builder import blocks
 from cfa_index.bank.exact import exact_sq_distances
-from cfa_index.bank.flat import Candidates, flat_of, half_of
+from cfa_index.bank.flat import Candidates, flat_of, half_of, tensor_on
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
@@ -82,7 +82,7 @@ class MemoryBank:
         self._half: Candidates | None = None
         make_room(memories_footprint(*vectors.shape), device)
         with card_memory(device, "the bank", lower=SMALLER_BANK):
-            self._tensor = torch.from_numpy(self.vectors).to(device)
+            self._tensor = tensor_on(device, self.vectors, card)
             self._flat = flat_of(self.vectors, self._tensor, card)
             if index is not None:
                 self._take(index)
@@ -107,6 +107,12 @@ class MemoryBank:
         other = copy.copy(self)
         with card_memory(self.device, "the index", lower=OTHER_INDEX):
             other._take(index)
+        return other
+
+    def as_flat(self) -> MemoryBank:
+        """The same vectors without an index, and without half floats: exact search."""
+        other = copy.copy(self)
+        other.index = other._half = None
         return other
 
     @shared_threads()
