@@ -8,7 +8,9 @@ number, a truth value, a shape that depends on values. Mixing host and card in o
 
 from __future__ import annotations
 
+import importlib
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +25,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
+torch_optimizer = importlib.import_module("torch.optim.optimizer")  # `torch.optim` has a class of that name
 
 _WAITS = {
     aten._local_scalar_dense.default,
@@ -40,6 +44,7 @@ _WAITS = {
 }
 """Operations that give a number or a shape that depends on values: on a card the host waits for them."""
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
+_FUSED = "_get_fused_kernels_supported_devices"
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -113,6 +118,10 @@ class FakeCard(TorchDispatchMode):
             # Composed operations come whole in it, and no view can be made of what was made outside of it.
             with torch.inference_mode(False), torch.no_grad(), self:
                 return func(*args, **(kwargs or {}))
+        with self:  # and so do those of a tensor that was made in it
+            done = func.decompose(*args, **(kwargs or {}))
+        if done is not NotImplemented:
+            return done
         given = dict(kwargs or {})
         flat, _ = tree_flatten((args, given))
         cards = [one for one in flat if isinstance(one, CardTensor)]
@@ -180,6 +189,12 @@ class FakeCard(TorchDispatchMode):
         if not self.allowed:
             raise Crossing(f"a copy of {tuple(source.shape)} to the host")
         self.to_host.append(tuple(source.shape))
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The values of a tensor on the card, without a copy that would be counted."""
+    assert isinstance(tensor, CardTensor), f"it is on {tensor.device}"
+    return tensor.held
 
 
 def _held(value: Any) -> Any:
@@ -323,6 +338,13 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
-        with card:
+        # torch's list of devices on which one kernel does an optimiser's update; the CPU's answers for the card.
+        optimizer = sys.modules["torch.optim.optimizer"]
+        fused = getattr(optimizer, _FUSED)()
+        patch.setattr(optimizer, _FUSED, lambda: [*fused, "meta"])
+        with warnings.catch_warnings(), card:
+            warnings.filterwarnings(
+                "ignore", message=".* to a meta parameter .* which is a no-op"
+            )  # not here
             yield card
     _holder.cache_clear()

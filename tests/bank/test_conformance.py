@@ -32,7 +32,7 @@ from cfa_index.specs import INDEX_NAMES, IndexSpec
 CPU = torch.device("cpu")
 COUNT, D, K = 1500, 32, 3
 NAMES = [name for name in INDEX_NAMES if name != "auto"]
-FACTORIES = [*NAMES, "PCA8,IVF16,SQ4", "OPQ8_16,PQ8", "LSH"]
+FACTORIES = [*NAMES, "PCA8,IVF16,SQ4", "OPQ4_16,PQ4x4", "LSH"]
 """Short names, and strings of FAISS's that a user may bring."""
 
 

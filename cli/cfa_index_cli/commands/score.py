@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cfa_index_cli import engines as e, options as o
+from cfa_index_cli import cards as c, engines as e, options as o
 
 READING, GOING_ON = "Reading", "Going on"
 _WORKERS_AT_MOST = 8
@@ -122,6 +122,8 @@ def score_command(
     weights: o.BundleWeights = None,
     rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     log_level: o.LogLevel = None,
     json_file: o.Json = None,
@@ -154,6 +156,7 @@ def score_command(
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.stopping import stopping
 
+    card = c.card_settings(card_memory, card_storage)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
@@ -161,6 +164,7 @@ def score_command(
         bundle = ModelBundle.load(
             models_dir / category,
             device=device,
+            card=card,
             weights=weights,
             rebuild_index=rebuild_index,
             precision=precision.value,
@@ -190,6 +194,7 @@ def score_command(
                         gpus_per_actor=gpus_per_actor,
                     ),
                     device=device,
+                    card=card,
                     weights=weights,
                     rebuild_index=rebuild_index,
                     compiled=compiled,
