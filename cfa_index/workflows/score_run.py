@@ -161,7 +161,7 @@ def open_run(
             "batch_size": batch_size,
             "shard_images": shard_images,
             "max_pixels": max_pixels,
-            **({"decode": decode} if decode == "card" else {}),  # runs of before this setting go on
+            "decode": decode,
         },
         model_sha=bundle.sha256,
         features=features,
