@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import cfa_index.bundle  # and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
@@ -293,13 +292,26 @@ class FakeFaiss:
         kinds = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
         if type(index) not in kinds:
             raise RuntimeError("This index type is not implemented on GPU.")
-        return FakeIndex(faiss.clone_index(index), torch.device("meta", number))
+        return FakeIndex(_cloned(index), torch.device("meta", number))
 
     def search(self, index: FakeIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         assert k <= 2048
         assert index.nprobe <= 2048
         self.calls["search"] += 1
         return index.search(queries, k)
+
+
+def _cloned(ivf: Any) -> Any:
+    """A copy of an inverted file whose lists may be mapped, which FAISS does not clone; moving reads them entry by entry."""
+    mapped, owned = ivf.invlists, ivf.own_invlists
+    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    for cell in range(ivf.nlist):
+        lists.add_entries(cell, mapped.list_size(cell), mapped.get_ids(cell), mapped.get_codes(cell))
+    ivf.own_invlists, ivf.invlists = False, lists
+    try:
+        return faiss.clone_index(ivf)
+    finally:
+        ivf.invlists, ivf.own_invlists = mapped, owned
 
 
 @contextmanager
@@ -335,6 +347,8 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         fused = [*torch_optimizer._get_fused_kernels_supported_devices(), "meta"]
         patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: fused)
         with warnings.catch_warnings(), card:
-            warnings.filterwarnings("ignore", message=".* to a meta parameter .* which is a no-op")  # not here
+            warnings.filterwarnings(
+                "ignore", message=".* to a meta parameter .* which is a no-op"
+            )  # not here
             yield card
     _holder.cache_clear()
