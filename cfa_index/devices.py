@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -93,7 +94,7 @@ def check_inference(device: torch.device, precision: Precision, *, compiled: boo
 
     Raises:
         SpecError: another word for a precision.
-        DeviceError: bf16 on a device that would have to imitate it, or compilation without a compiler.
+        DeviceError: bf16 on a device that would have to imitate it, or compilation without what it needs.
     """
     if precision not in get_args(Precision):
         raise SpecError(
@@ -112,4 +113,23 @@ def check_inference(device: torch.device, precision: Precision, *, compiled: boo
             expected="a C++ compiler, $CXX or g++, for --compile",
             got="none on the PATH",
             remedy="install one, such as the package g++, or leave --compile out",
+        )
+    if compiled and device.type == "cuda":
+        _check_triton(device)
+
+
+def _check_triton(device: torch.device) -> None:
+    """What TorchInductor needs on a card: Triton, a C compiler that Triton calls, and compute capability 7.0."""
+    missing = ""
+    if find_spec("triton") is None:
+        missing = "Triton is not installed"
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing = "no C compiler: neither $CC nor gcc nor clang"
+    elif torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "a card below compute capability 7.0"
+    if missing:
+        raise DeviceError(
+            expected=f"{device} to compile for, with Triton and a C compiler",
+            got=missing,
+            remedy="install what is missing, or leave --compile out",
         )

@@ -105,29 +105,29 @@ RANKED_BYTES = 64 << 20
 SMALLER_BANK = "build with a smaller --bank-size or --gamma-d"
 SMALLER_BATCH = "give a smaller --batch-size"
 OTHER_INDEX = "build with --index flat, which needs nothing beside the memories"
+NO_HALVES = "give --card-storage fp32"
 LESS_TEMPORARY = "give a smaller --card-memory"
 SMALLER_NETWORK = "build with a smaller --backbone"
 
 
-def memories_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
-    """The bank itself: (M, D') float32, which rank every shortlist, and the half floats of `--card-storage fp16`.
+def memories_footprint(count: int, width: int) -> Footprint:
+    """The bank: (M, D') float32, which rank every shortlist, and their squared norms.
 
-    In fp32 an exact search reads these very vectors (`faiss.bfKnn` on a tensor of the card copies nothing,
-    GpuDistance.cu) and their norms, and there is no index. In fp16 a `GpuIndexFlat` holds halves, and a norm a vector in float32
-    (FlatIndex.cu).
+    An exact search reads these very vectors: `faiss.bfKnn` copies nothing that is on its card (GpuDistance.cu).
     """
-    memories = Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
-    if not half_floats:
-        return memories
-    halves = _rounded(count * width * _FP16) + _rounded(count * _FP32)
-    return memories + Footprint.of("give --card-storage fp32", half_floats=halves)
+    return Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
+
+
+def half_footprint(count: int, width: int) -> Footprint:
+    """A `GpuIndexFlat` of half floats: these, and a norm a vector in float32 (FlatIndex.cu)."""
+    return Footprint.of(NO_HALVES, half_floats=_rounded(count * width * _FP16) + _rounded(count * _FP32))
 
 
 def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32) -> Footprint:
     """`GpuIndexIVFFlat` or `GpuIndexIVFScalarQuantizer`: centroids, and a list of codes and rows a cell.
 
     Args:
-        list_sizes: memories in each cell; all of them, as even as they may be, where that is not known.
+        list_sizes: memories in each cell.
         width: D', or what a transform before the index leaves of it.
         code_bits: a dimension's: 32 for Flat, 16 for SQfp16, 8 for SQ8.
     """
@@ -140,21 +140,11 @@ def ivf_footprint(list_sizes: Sequence[int], width: int, *, code_bits: int = 32)
     return _lists(codes + trained, list_sizes, width)
 
 
-def ivf_pq_footprint(
-    list_sizes: Sequence[int], width: int, *, quantisers: int, bits: int = 8, precomputed: bool = False
-) -> Footprint:
-    """`GpuIndexIVFPQ` without cuVS: a byte a quantiser and memory, whatever `bits` are (IVFPQ.cu).
-
-    Args:
-        list_sizes, width: see `ivf_footprint`.
-        quantisers: in how many parts a vector is cut.
-        bits: of a code; FAISS takes 8 only without cuVS.
-        precomputed: whether terms that do not depend on the query are tabled, in float32.
-    """
+def ivf_pq_footprint(list_sizes: Sequence[int], width: int, *, quantisers: int) -> Footprint:
+    """`GpuIndexIVFPQ` without cuVS and tables: a byte for each of the quantisers of a memory (IVFPQ.cu)."""
     codes = sum(_rounded(size * quantisers) * cells for size, cells in _counted(list_sizes))
-    centres = 2 * _rounded((1 << bits) * width * _FP32)  # kept in two orders (setPQCentroids_)
-    tables = _rounded(len(list_sizes) * quantisers * (1 << bits) * _FP32) if precomputed else 0
-    return _lists(codes + centres, list_sizes, width) + Footprint.of(OTHER_INDEX, precomputed_tables=tables)
+    centres = 2 * _rounded(256 * width * _FP32)  # kept in two orders (setPQCentroids_)
+    return _lists(codes + centres, list_sizes, width)
 
 
 def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
@@ -163,11 +153,6 @@ def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
     # The coarse quantiser is a Flat index in float32; lists have a pointer to codes, one to rows, and a length.
     centroids = _rounded(cells * width * _FP32) + _rounded(cells * _FP32) + 3 * _rounded(cells * _ID)
     return Footprint.of(OTHER_INDEX, index_lists=codes + rows, index_cells=centroids)
-
-
-def even_lists(count: int, cells: int) -> list[int]:
-    """Sizes of lists that hold `count` memories as evenly as they may."""
-    return [count // cells + (cell < count % cells) for cell in range(cells)]
 
 
 def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:

@@ -172,7 +172,7 @@ def require_numbers(scores: NDArray[np.float32]) -> None:
     """Of scores that have come to the host: raise BankError where one is NaN, so that no NaN is taken for good."""
     if np.isnan(scores).any():
         raise BankError(
-            expected="finite patch features",
-            got="a NaN or infinite one",
+            expected="finite queries",
+            got="a NaN or infinite patch feature",
             remedy="check the image, the weights and the precision",
         )

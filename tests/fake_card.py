@@ -8,7 +8,6 @@ number, a truth value, a shape that depends on values. Mixing host and card in o
 
 from __future__ import annotations
 
-import importlib
 import sys
 import warnings
 from collections import Counter
@@ -25,11 +24,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
-torch_optimizer = importlib.import_module("torch.optim.optimizer")  # `torch.optim` has a class of that name
 
 _WAITS = {
     aten._local_scalar_dense.default,
@@ -43,6 +42,7 @@ _WAITS = {
 }
 """Operations that give a number or a shape that depends on values: on a card the host waits for them."""
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
+_FUSED = "_get_fused_kernels_supported_devices"
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -187,6 +187,12 @@ class FakeCard(TorchDispatchMode):
         if not self.allowed:
             raise Crossing(f"a copy of {tuple(source.shape)} to the host")
         self.to_host.append(tuple(source.shape))
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The values of a tensor on the card, without a copy that would be counted."""
+    assert isinstance(tensor, CardTensor), f"it is on {tensor.device}"
+    return tensor.held
 
 
 def _held(value: Any) -> Any:
@@ -343,12 +349,12 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
-        # torch's own list of devices whose optimiser has a kernel; the CPU's answers for the fake card.
-        fused = [*torch_optimizer._get_fused_kernels_supported_devices(), "meta"]
-        patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: fused)
+        # torch's list of devices on which one kernel does an optimiser's update; the CPU's answers for the card.
+        optimizer = sys.modules["torch.optim.optimizer"]
+        fused = getattr(optimizer, _FUSED)()
+        patch.setattr(optimizer, _FUSED, lambda: [*fused, "meta"])
         with warnings.catch_warnings(), card:
-            warnings.filterwarnings(
-                "ignore", message=".* to a meta parameter .* which is a no-op"
-            )  # not here
+            # torch takes a parameter that is copied to a card for one that has no values.
+            warnings.filterwarnings("ignore", message=".* to a meta parameter .* which is a no-op")
             yield card
     _holder.cache_clear()

@@ -14,7 +14,7 @@ from cfa_index.bank.builder import ivf_of
 from cfa_index.descriptor import initial_descriptor
 from cfa_index.footprint import (
     Footprint,
-    even_lists,
+    half_footprint,
     in_words,
     ivf_footprint,
     ivf_pq_footprint,
@@ -60,8 +60,7 @@ def test_memories_are_what_the_tensor_holds() -> None:
 
 def test_half_floats_lie_beside_the_memories() -> None:
     # 300 x 24 halves are 14,400 bytes, 300 norms 1,200: rounded up to 256 each, 14,592 and 1,280.
-    halves = sizes(memories_footprint(300, 24, half_floats=True))
-    assert halves == {"memories": 28_800, "norms": 1_200, "half floats": 14_592 + 1_280}
+    assert sizes(half_footprint(300, 24)) == {"half floats": 14_592 + 1_280}
     assert faiss.IndexScalarQuantizer(24, faiss.ScalarQuantizer.QT_fp16).sa_code_size() == 24 * 2
 
 
@@ -78,13 +77,9 @@ def test_lists_of_an_ivf_by_hand() -> None:
 
 def test_lists_of_a_product_quantiser_by_hand() -> None:
     # 100 codes of 4 bytes: 512 in steps of 256; rows 800: 1,024; 256 centres of 8 floats in two orders: 16,384.
-    lists, cells, tables = ivf_pq_footprint([100], 8, quantisers=4).parts
+    lists, cells = ivf_pq_footprint([100], 8, quantisers=4).parts
     assert lists.size_bytes == 512 + 1_024 + 16_384
-    assert (cells.size_bytes, tables.size_bytes) == (5 * 256, 0)
-    # A cell's table has a float a quantiser and code.
-    assert (
-        ivf_pq_footprint([100, 9], 8, quantisers=4, precomputed=True).parts[2].size_bytes == 2 * 4 * 256 * 4
-    )
+    assert cells.size_bytes == 5 * 256
 
 
 @pytest.mark.parametrize(("factory", "bits"), [("IVF16,Flat", 32), ("IVF16,SQfp16", 16), ("IVF16,SQ8", 8)])
@@ -107,11 +102,6 @@ def test_a_product_quantiser_has_as_many_codes_and_centres_on_the_cpu() -> None:
     assert (index.code_size, index.pq.centroids.size()) == (8, 256 * 32)
     lists = ivf_pq_footprint([32] * 4, 32, quantisers=8).parts[0].size_bytes
     assert lists == 4 * 32 * index.code_size + 2 * 4 * index.pq.centroids.size() + 4 * 32 * 8
-
-
-def test_lists_may_be_thought_even() -> None:
-    assert even_lists(10, 4) == [3, 3, 2, 2]
-    assert ivf_footprint(even_lists(64, 2), 8) == ivf_footprint([32, 32], 8)
 
 
 def test_a_search_of_an_image_fits_into_the_temporary_memory() -> None:

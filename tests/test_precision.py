@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,80 @@ def test_a_compiled_network_gives_the_same_levels(precision: Any) -> None:
         for got, expected in zip(compiled.pyramid(pixels()), plain.pyramid(pixels()), strict=True):
             assert got.dtype == expected.dtype
             assert off(got, expected.float()) < (LEVELS_OFF if precision == "bf16" else 1e-5)
+
+
+@pytest.fixture
+def cudnn() -> Iterator[Any]:
+    """torch.backends.cudnn, put back afterwards."""
+    backend = torch.backends.cudnn
+    before = backend.benchmark, backend.conv.fp32_precision  # type: ignore[attr-defined]  # from PyTorch 2.9 on
+    yield backend
+    backend.benchmark, backend.conv.fp32_precision = before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("of_the_program", ["none", "tf32", "ieee"])
+def test_a_card_convolves_in_float32_whatever_the_program_says(cudnn: Any, of_the_program: str) -> None:
+    """On a card TF32 is the default of convolutions."""
+    cudnn.conv.fp32_precision = of_the_program
+    backbone, seen = network(), []
+    backbone.trunk.register_forward_hook(lambda *_: seen.append((cudnn.conv.fp32_precision, cudnn.benchmark)))
+    cudnn.benchmark = True
+    backbone.pyramid(pixels())
+    assert seen == [("ieee", False)]
+    assert (cudnn.conv.fp32_precision, cudnn.benchmark) == (of_the_program, True)
+
+
+class Replayed(torch.nn.Module):
+    """A network that writes into the memory of its first outputs every time, as a CUDA graph does."""
+
+    def __init__(self, trunk: torch.nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.outputs: list[list[torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor) -> list[list[torch.Tensor]]:
+        found = self.trunk(x)
+        if not self.outputs:
+            self.outputs = found
+        for kept, new in zip(self.outputs, found, strict=True):
+            for old, value in zip(kept, new, strict=True):
+                old.copy_(value)
+        return self.outputs
+
+
+def test_on_a_card_a_compiled_network_is_replayed_and_its_levels_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, **options: asked.append(options))
+    assert network().to("meta").for_inference("fp32", compiled=True).compiled
+    assert network().for_inference("fp32", compiled=True).compiled
+    assert asked == [
+        {"dynamic": False, "mode": "reduce-overhead"},
+        {"dynamic": False, "options": {"freezing": True}},
+    ]
+    plain, replayed = network(), network()
+    replayed.trunk, replayed._is_graph = Replayed(replayed.trunk), True
+    first, second = pixels(seed=1), pixels(seed=2)
+    for way in ("levels", "pyramid"):
+        got = getattr(replayed, way)(first)
+        getattr(replayed, way)(second)
+        for kept, expected in zip(got, getattr(plain, way)(first), strict=True):
+            assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "what"),
+    [("triton", "Triton is not installed"), ("compiler", "no C compiler"), ("capability", "below compute")],
+)
+def test_what_compiling_for_a_card_needs(monkeypatch: pytest.MonkeyPatch, lacking: str, what: str) -> None:
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if lacking == "triton" else name)
+    monkeypatch.setenv("CC", "" if lacking == "compiler" else "cc")
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda _device: (6, 1) if lacking == "capability" else (8, 0)
+    )
+    with pytest.raises(DeviceError, match=f"{what}.*leave --compile out"):
+        devices.check_inference(card, "fp32", compiled=True)
+    devices.check_inference(card, "fp32", compiled=False)

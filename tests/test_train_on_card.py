@@ -6,32 +6,35 @@ CUDA's own watch for waits takes the place of the fake one's refusal.
 
 from __future__ import annotations
 
-import importlib
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import made_up
 import numpy as np
 import pytest
 import torch
-from fake_card import CardTensor, FakeCard, fake_card
+from fake_card import FakeCard, fake_card
 from made_up import Workplace
+from numpy.typing import NDArray
 from test_trainer import CHANNELS, pyramid
 from torch import Tensor
 
-from cfa_index.bank import MemoryBank, Neighbors
+from cfa_index.bank import MemoryBank
 from cfa_index.bundle import ModelBundle
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.errors import BankError
 from cfa_index.specs import DescriptorSpec, TrainSpec
+from cfa_index.store import JoinedStore
 from cfa_index.transfers import Uploads
 from cfa_index.workflows.checkpoint import read_checkpoint, write_checkpoint
 from cfa_index.workflows.extract import inspected_mask
 from cfa_index.workflows.opening import open_store
+from cfa_index.workflows.train import TrainReport, train
 from cfa_index.workflows.train_batches import TrainBatch, train_batches
 from cfa_index.workflows.trainer import EpochLog, Trainer, median_radius, restore, snapshot, train_epoch
 
@@ -62,32 +65,11 @@ def _refused_by_cuda() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-REAL = MemoryBank.search
-
-
-def search_fake(bank: MemoryBank, queries: Tensor, k: int, *, exact: bool = False) -> Neighbors:
-    if not isinstance(queries, CardTensor):
-        return REAL(bank, queries, k, exact=exact)
-    host = SimpleNamespace(search=lambda q, k: REAL(MemoryBank(bank.vectors, CPU), q, k))
-    held = queries.held
-    odd = ~held.sum(dim=1).isfinite()
-    found = host.search(held.masked_fill(odd[:, None], 0), k)
-    found.sq_distances[odd] = torch.nan
-    return Neighbors(
-        sq_distances=CardTensor(found.sq_distances, queries.device), ids=CardTensor(found.ids, queries.device)
-    )
-
-
 @pytest.fixture(params=["fake", pytest.param("cuda", marks=pytest.mark.gpu)])
-def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def card(request: pytest.FixtureRequest) -> Iterator[Place]:
     if request.param == "cuda":
         yield Place(device=torch.device("cuda", 0), refusing=_refused_by_cuda, fake=None)
         return
-    # torch's list of devices whose optimiser has a kernel of its own; the CPU's answers for the fake card.
-    optimizer = importlib.import_module("torch.optim.optimizer")
-    devices = optimizer._get_fused_kernels_supported_devices()
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices, "meta"])
-    monkeypatch.setattr(MemoryBank, "search", search_fake)
     with fake_card() as fake:
         yield Place(device=torch.device("meta", 0), refusing=fake.refusing, fake=fake)
 
@@ -213,17 +195,22 @@ def test_a_patch_that_is_not_finite_is_the_cpu_s_error(card: Place, bad: float) 
                 levels[0][1, 0, 3, 3] = bad
             yield TrainBatch(rows=[0, 1], levels=[level.to(device) for level in levels], inspected=None)
 
-    messages, steps = [], []
+    messages: list[str] = []
+    told: list[list[int]] = []
+
+    def advance(steps: int, **figures: float) -> None:
+        told[-1].append(steps)
+
     for device in (CPU, card.device):
-        told: list[int] = []
+        told.append([])
         with pytest.raises(BankError, match="finite queries, got a NaN or infinite patch feature") as raised:
-            train_epoch(trainer_on(device), batches(device), epoch=1, advance=lambda *_, **__: told.append(1))
+            train_epoch(trainer_on(device), batches(device), epoch=1, advance=advance)
         messages.append(str(raised.value))
-        steps.append(len(told))
     assert messages[0] == messages[1]
-    assert steps == [2, 2]  # what was good is told; the error comes in place of the third
+    assert told == [[1, 1], [1, 1]]  # what was good is told; the error comes in place of the third
 
 
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter.*a no-op:UserWarning")  # not on the fake card
 @pytest.mark.parametrize("to_card", [True, False])
 def test_a_checkpoint_goes_on_on_the_other_device(card: Place, tmp_path: Path, to_card: bool) -> None:
     first, second = (CPU, card.device) if to_card else (card.device, CPU)
@@ -236,10 +223,9 @@ def test_a_checkpoint_goes_on_on_the_other_device(card: Place, tmp_path: Path, t
     found = read_checkpoint(tmp_path, {})
     assert found is not None
     for state in found.optimizer.values():
-        assert {name: (one.dtype, one.device) for name, one in state.items()} == {
-            name: (torch.float32, CPU) for name in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        }
-        assert state["step"].tolist() == 2.0
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+        assert {(one.dtype, one.device) for one in state.values()} == {(torch.float32, CPU)}
+        assert state["step"].item() == 2
     resumed = trainer_on(second)
     assert restore(resumed, found) == []
     for number in range(2, 4):
@@ -290,6 +276,8 @@ def test_batches_from_a_store_know_by_number_what_counts(padded: Workplace) -> N
             assert torch.equal(level, plain)
             assert level.dtype == torch.float16
             assert level.is_contiguous(memory_format=torch.channels_last)
+    twice = JoinedStore([store, store]).read([1, 9], Staged(CPU).staging)
+    assert all(torch.equal(level, plain) for level, plain in zip(twice, store.read([1, 1]), strict=True))
     counted = batches[1].inspected
     assert counted is not None
     assert counted.dtype == torch.int64
@@ -311,3 +299,76 @@ def test_the_median_radius_is_the_cpu_s_and_one_number_comes_back(padded: Workpl
     assert median_radius(store, rows, phi.to(card.device), on_card, spec) == pytest.approx(radius, rel=1e-4)
     if card.fake is not None:
         assert card.fake.to_host == [()]
+
+
+def trained_on(
+    device: str, padded: Workplace, models: Path, *, batch_size: int = 3
+) -> tuple[TrainReport, ModelBundle]:
+    """Two epochs from the built model, and the result as a CPU loads it.
+
+    With `median` one patch lies on the sphere of the first step to the last bit: then rounding decides whether it
+    pulls, and Adam's first steps are as long for a small gradient as for a large one.
+    """
+    if not models.exists():
+        shutil.copytree(padded.models, models)
+    spec = TrainSpec(epochs=2, batch_size=batch_size, learning_rate=1e-3, radius=0.5)
+    report = train(models, "weave", spec, features_dir=padded.features, device=device)
+    return report, ModelBundle.load(models / "weave")
+
+
+def assert_same(ours: tuple[TrainReport, ModelBundle], theirs: tuple[TrainReport, ModelBundle]) -> None:
+    """Within rounding: the log, phi, what the scores are judged by."""
+    for one, other in zip(_numbers(*ours), _numbers(*theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def _numbers(report: TrainReport, bundle: ModelBundle) -> Iterator[NDArray[Any]]:
+    assert bundle.scorer.baseline is not None
+    yield np.array([(row.attraction, row.repulsion, row.radius, row.neighbor_distance) for row in report.log])
+    yield bundle.descriptor.weight.detach().numpy()
+    yield bundle.descriptor.bias.detach().numpy()
+    yield bundle.scorer.baseline.numpy()
+    yield np.array(bundle.manifest.held_out.scores)
+
+
+def test_a_whole_training_on_a_card_is_the_cpu_s(padded: Workplace, card: Place, tmp_path: Path) -> None:
+    on_cpu = trained_on("cpu", padded, tmp_path / "cpu")
+    copies = []
+    for batch_size in (3, 7):
+        if card.fake is not None:
+            card.fake.to_host.clear()
+        on_card = trained_on("cuda", padded, tmp_path / f"card-{batch_size}", batch_size=batch_size)
+        if batch_size == 3:
+            assert_same(on_card, on_cpu)
+        if card.fake is not None:
+            copies.append(Counter(card.fake.to_host))
+    if card.fake is not None:
+        # Seven images, two epochs: three steps each, then one. Everything else is of an epoch or of the end.
+        assert copies[0] - copies[1] == Counter({(4,): 4})
+        assert not copies[1] - copies[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter.*a no-op:UserWarning")  # not on the fake card
+def test_a_training_killed_on_the_cpu_goes_on_on_a_card(
+    padded: Workplace, card: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = trained_on("cpu", padded, tmp_path / "unbroken")
+
+    def killing(*arguments: Any) -> None:
+        write_checkpoint(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cfa_index.workflows.train.write_checkpoint", killing)
+        with pytest.raises(KeyboardInterrupt):
+            trained_on("cpu", padded, tmp_path / "broken")
+    steps: list[int] = []
+    real = Trainer.step
+
+    def counted(self: Trainer, *arguments: Any) -> Tensor:
+        steps.append(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    assert_same(trained_on("cuda", padded, tmp_path / "broken"), unbroken)
+    assert len(steps) == 3  # the second epoch only

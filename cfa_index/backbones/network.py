@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
         self.origin = origin
         self.precision: Precision = "fp32"
         self.compiled = False
+        self._is_graph = False
         self._computes_in = torch.float32
         self.trunk = trunk
         self._divided = entry.divided
@@ -76,8 +78,11 @@ class Backbone(nn.Module):
 
         Args:
             precision: `bf16` for weights, activations and levels in bfloat16; batch norms are folded before.
-            compiled: let TorchInductor compile the network, its weights as constants. It does so at the
-                first forward pass of every size of batch, which takes 10 to 20 seconds and a C++ compiler.
+            compiled: let TorchInductor compile the network. It does so at the first forward pass of every size
+                of batch, which takes 10 to 20 seconds and a compiler. On the CPU its weights become constants; on
+                a card the kernels of a size are recorded once and replayed as one CUDA graph, and cuDNN tries its
+                algorithms and takes the quickest, so that two runs may differ in rounding. The card's half has
+                not run on hardware.
 
         Returns:
             This backbone.
@@ -87,7 +92,10 @@ class Backbone(nn.Module):
             self._computes_in = torch.bfloat16
             self.trunk.to(self._computes_in)
         self.compiled = compiled
-        if compiled:
+        self._is_graph = compiled and self.mean.device.type != "cpu"
+        if self._is_graph:
+            self.trunk.compile(dynamic=False, mode="reduce-overhead")
+        elif compiled:
             self.trunk.compile(dynamic=False, options={"freezing": True})
         return self
 
@@ -106,7 +114,8 @@ class Backbone(nn.Module):
         Raises:
             SpecError: `pixels` has another shape.
         """
-        return self._levels(pixels, lambda level: level)
+        # A graph writes into the same memory every time (PyTorch docs, "CUDAGraph Trees"): what is kept is a copy.
+        return self._levels(pixels, torch.clone if self._is_graph else lambda level: level)
 
     def pyramid(self, pixels: Tensor) -> list[Tensor]:
         """`levels`, each 3x3 average pooled with stride 1 as in the published code (PAPER, features).
@@ -134,8 +143,9 @@ class Backbone(nn.Module):
                 remedy="resize the images first",
             )
         levels = []
-        # TF32 would give a card other features than the CPU, under the same digest of the store.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        if self._is_graph:  # all that the last replay left was copied or pooled
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch's is untyped
+        with torch.no_grad(), _float32_convolutions(try_algorithms=self._is_graph):
             x = pixels.to(torch.float32, memory_format=torch.channels_last)
             taken = self.trunk(((x - self.mean) / self.std).to(self._computes_in))
             for stride, maps in zip(self.strides, taken, strict=True):
@@ -259,3 +269,31 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def _pooled(level: Tensor) -> Tensor:
     return F.avg_pool2d(level, kernel_size=3, stride=1, padding=1, count_include_pad=True)
+
+
+@contextmanager
+def _float32_convolutions(*, try_algorithms: bool) -> Iterator[None]:
+    """On a card: convolutions in float32 and not TF32, which is PyTorch's default for them ("CUDA semantics", TF32).
+
+    Its 10 bits would give a card other features than the CPU, under the same digest of the store. The setting is the
+    process's, so it is put back. For matrix products the default is float32; a program that sets TF32 for them
+    is left its way.
+
+    Args:
+        try_algorithms: let cuDNN time its algorithms for every new shape; else it chooses the same one every time
+            ("Reproducibility": benchmark).
+    """
+    cudnn = torch.backends.cudnn
+    convolutions = getattr(
+        cudnn, "conv", None
+    )  # from PyTorch 2.9 on: `flags` fails once a program has used it
+    if convolutions is None:
+        with cudnn.flags(enabled=True, benchmark=try_algorithms, allow_tf32=False):
+            yield
+        return
+    before = cudnn.benchmark, convolutions.fp32_precision
+    cudnn.benchmark, convolutions.fp32_precision = try_algorithms, "ieee"
+    try:
+        yield
+    finally:
+        cudnn.benchmark, convolutions.fp32_precision = before

@@ -19,14 +19,14 @@ from torch import Tensor
 from cfa_index.bank import faiss_gpu
 from cfa_index.card_memory import make_room
 from cfa_index.errors import BankError, DeviceError
-from cfa_index.footprint import LESS_TEMPORARY, Footprint, search_buffers
+from cfa_index.footprint import LESS_TEMPORARY, Footprint, half_footprint, search_buffers
 from cfa_index.specs import CardSpec
 
 _MOST_SELECTED = 2048
 """Neighbours, and cells that are probed, that FAISS can select on a card (its getMaxKSelection)."""
 _MOST_AT_ONCE = 1 << 20
 """Queries of a call of FAISS."""
-_ROUNDING_BYTES = 1 << 20
+ROUNDING_BYTES = 1 << 20
 """FAISS rounds each piece of its scratch memory up to 256 bytes."""
 _BESIDE_BYTES = 64 << 20
 """Streams and cuBLAS, which FAISS makes at its first call; where they do not fit it ends the process."""
@@ -59,7 +59,7 @@ class Card:
         """
         with self._turn:
             if self.device.type == "cuda":
-                with torch.cuda.device(self.device):
+                with torch.cuda.device(self.number):  # "cuda" alone would leave the one that is current
                     yield
             else:
                 yield
@@ -158,16 +158,18 @@ class CardHalf:
 
     Raises:
         BankError: values are too large for half floats.
+        CardMemoryError: there is no room for them.
     """
 
     def __init__(self, vectors: Tensor, card: Card) -> None:
-        largest = float(vectors.abs().max())
+        largest = max(abs(float(bound)) for bound in vectors.aminmax())
         if largest >= _LARGEST_HALF:
             raise BankError(
                 expected=f"memories below {_LARGEST_HALF:g}, whose squares are half floats, too",
                 got=f"one of {largest:g}",
                 remedy="leave out --card-storage fp16, or build with standardised features",
             )
+        make_room(half_footprint(*vectors.shape), card.device)
         self._shape = vectors.shape
         self._card = card
         with card.turn():
@@ -194,8 +196,13 @@ def flat_queries(temporary_bytes: int, count: int, width: int, k: int, *, half_f
 
     def fits(queries: int) -> bool:
         buffers = search_buffers(queries, count, width, k, half_floats=half_floats)
-        return sum(buffers) + _ROUNDING_BYTES <= temporary_bytes
+        return sum(buffers) + ROUNDING_BYTES <= temporary_bytes
 
+    return most_queries(fits)
+
+
+def most_queries(fits: Callable[[int], bool]) -> int:
+    """The most queries that fit, at least 1."""
     return max(1, bisect_left(range(1, _MOST_AT_ONCE), True, key=lambda queries: not fits(queries)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import faiss
@@ -12,12 +13,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank import faiss_gpu
-from cfa_index.bank.card import Card, CardFlat, CardHalf, CardSearch, in_parts, require_selectable
+from cfa_index.bank.card import (
+    ROUNDING_BYTES,
+    Card,
+    CardFlat,
+    CardHalf,
+    CardSearch,
+    in_parts,
+    most_queries,
+    require_selectable,
+)
+from cfa_index.card_memory import make_room
+from cfa_index.footprint import ivf_footprint, ivf_pq_footprint, memories_footprint, search_buffers
 from cfa_index.specs import Storage
 
 _INVERTED_FILES = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
 """What FAISS moves to a card; not their subclasses."""
 _FLAT = (faiss.IndexFlat, faiss.IndexFlatL2)
+_SCALARS = {
+    faiss.ScalarQuantizer.QT_8bit,
+    faiss.ScalarQuantizer.QT_8bit_uniform,
+    faiss.ScalarQuantizer.QT_8bit_direct,
+    faiss.ScalarQuantizer.QT_6bit,
+    faiss.ScalarQuantizer.QT_4bit,
+    faiss.ScalarQuantizer.QT_4bit_uniform,
+    faiss.ScalarQuantizer.QT_fp16,
+}
+"""Scalar quantisers that FAISS has on a card (GpuScalarQuantizer.cuh)."""
+_PARTS = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48}
+"""Into how many a vector may be cut there (IVFPQ.cu); more need tables of half floats (GpuIndexIVFPQ.cu)."""
 
 
 class CardInverted:
@@ -44,25 +68,35 @@ class CardInverted:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `CardSearch`. Raises BankError also where it takes more cells than FAISS can select."""
         require_selectable(k)
-        cells = int(np.searchsorted(self._in_the_smallest, k)) + 1
-        nprobe = min(max(self.nprobe, cells), len(self._in_the_smallest))
+        enough = int(np.searchsorted(self._in_the_smallest, k)) + 1
+        nprobe = min(max(self.nprobe, enough), len(self._in_the_smallest))
         require_selectable(nprobe, "cells")
 
         def found(part: Tensor) -> tuple[Tensor, Tensor]:
             self._index.nprobe = nprobe
             return faiss_gpu.search(self._index, part, k)
 
-        room = inverted_queries(self._card.temporary_bytes, queries.shape[1], k, nprobe)
+        cells = len(self._in_the_smallest)
+        room = inverted_queries(self._card.temporary_bytes, cells, queries.shape[1], k, nprobe)
         return in_parts(queries, k, room, self._card, found)
 
 
-def inverted_queries(temporary_bytes: int, width: int, k: int, nprobe: int) -> int:
+@lru_cache(maxsize=256)
+def inverted_queries(temporary_bytes: int, cells: int, width: int, k: int, nprobe: int) -> int:
     """Queries that an inverted file can take at once within FAISS's scratch memory, at least 1.
 
-    For each cell that is probed it keeps the query less the centre, whether it needs that or not, and the k
-    nearest (IVFFlat.cu, IVFInterleaved.cu); see `flat_queries` for what does not fit.
+    For each cell that is probed FAISS keeps a vector, whether it needs that or not. Beside these it searches
+    through the cells' centres, and after that keeps the k nearest of each cell (IVFFlat.cu, IVFInterleaved.cu).
+    See `flat_queries` for what does not fit.
     """
-    return max(1, temporary_bytes // (nprobe * (4 * width + 12 * k + 12)))
+
+    def fits(queries: int) -> bool:
+        probed = queries * nprobe
+        centres = sum(search_buffers(queries, cells, width, nprobe))
+        needed = probed * (4 * width + 12) + max(centres, probed * 12 * k)
+        return needed + ROUNDING_BYTES <= temporary_bytes
+
+    return most_queries(fits)
 
 
 class CardIndex:
@@ -95,6 +129,9 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
         vectors: (M, D') float32, those of the index, on the card.
         card: theirs.
         storage: fp16 for half floats where the index has float32 vectors.
+
+    Raises:
+        CardMemoryError: there is no room for it.
     """
     index, turn = faiss.downcast_index(index), None
     if isinstance(index, faiss.IndexPreTransform):
@@ -107,13 +144,28 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
     inner: CardSearch
     is_flat, is_half = type(index) in _FLAT, _is_half(index)
     if is_flat or is_half:
-        rows = vectors if turn is None else torch.addmm(turn[1], vectors, turn[0].T)
+        rows = vectors
+        if turn is not None:
+            make_room(memories_footprint(len(vectors), index.d), card.device)
+            rows = torch.addmm(turn[1], vectors, turn[0].T)
         inner = CardHalf(rows, card) if is_half or storage == "fp16" else CardFlat(rows, card)
-    elif type(index) in _INVERTED_FILES and not (type(index) is faiss.IndexIVFPQ and index.pq.nbits != 8):
+    elif moves_to_card(index):
         inner = _inverted(index, card, storage)
     else:
         return None
     return CardIndex(inner, turn)
+
+
+def moves_to_card(index: Any) -> bool:
+    """Whether FAISS has an inverted file on a card, its centres there, too; else it would raise, or search wrongly."""
+    if type(index) not in _INVERTED_FILES or type(faiss.downcast_index(index.quantizer)) not in _FLAT:
+        return False
+    if type(index) is faiss.IndexIVFPQ:
+        plain = index.by_residual and not index.polysemous_ht
+        return bool(plain and index.pq.nbits == 8 and index.pq.M in _PARTS)
+    if type(index) is faiss.IndexIVFScalarQuantizer:
+        return index.sq.qtype in _SCALARS
+    return not index.by_residual
 
 
 def _is_half(index: Any) -> bool:
@@ -124,6 +176,12 @@ def _inverted(index: Any, card: Card, storage: Storage) -> CardInverted:
     if type(index) is faiss.IndexIVFFlat and storage == "fp16":
         index = _halved(index)
     sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)], dtype=np.int64)
+    if type(index) is faiss.IndexIVFPQ:
+        taken = ivf_pq_footprint(sizes.tolist(), index.d, quantisers=index.pq.M)
+    else:
+        bits = index.sq.bits if type(index) is faiss.IndexIVFScalarQuantizer else 32
+        taken = ivf_footprint(sizes.tolist(), index.d, code_bits=bits)
+    make_room(taken, card.device)
     with card.turn():
         moved = faiss_gpu.to_card(card.resources, card.number, index)
     return CardInverted(moved, card, sizes)

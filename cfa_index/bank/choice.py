@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
 from cfa_index.bank.index import SearchIndex
+from cfa_index.bank.memory import MemoryBank
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
@@ -26,7 +27,7 @@ class IndexChoice:
     """What became of an `IndexSpec`.
 
     Attributes:
-        index: on the CPU; None for Flat.
+        index: None for Flat.
         state: of the index, or of Flat.
         trials: all that was tried, in order; one of them was chosen.
     """
@@ -47,6 +48,7 @@ def make_index(
     seed: int,
     budget_bytes: int = LISTS_BYTES,
     scratch_dir: Path | None = None,
+    flat: MemoryBank | None = None,
     listener: Listener = ignore,
 ) -> IndexChoice:
     """Build the index that a spec asks for and tune it on held-out patches.
@@ -59,14 +61,15 @@ def make_index(
         patches_per_image: queries of one image, whose latency is measured.
         seed: of sampling and of k-means.
         budget_bytes, scratch_dir: inverted lists larger than this go to disk there, see `build_faiss`.
+        flat: a bank of these vectors, on the device where the index is to search; None for one on the CPU.
         listener: told of progress; and, in a notice, of a recall that was not reached.
 
     Raises:
         BankError: FAISS cannot make it; or, for `auto`, nothing keeps within the budgets.
     """
     count, d = vectors.shape
-    recipes = recipes_of(spec.factory, count, d)
-    truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image)
+    truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image, flat=flat)
+    recipes = recipes_of(spec.factory, count, d, on_card=truth.flat.device.type != "cpu")
     build = partial(build_faiss, seed=seed, budget_bytes=budget_bytes, scratch_dir=scratch_dir)
     trials: list[IndexTrial] = []
     best, best_rank = -1, (1.0, 0.0)
@@ -130,7 +133,9 @@ def _made(
         return None, replace(state, latency_ms=truth.latency_ms(truth.flat)), True
     with stage(listener, f"index {recipe.factory}", count, "memories") as advance:
         index = SearchIndex(build(truth.vectors, recipe.factory, advance=advance), state)
+    index = index.to(truth.flat.tensor, truth.flat.card)
     with stage(listener, "tuning", None, "searches"):
+        truth = truth.where(index)
         reached = tune(index, truth, spec.min_recall)
         truth.measure(index)
     return index, index.state, reached

@@ -72,6 +72,18 @@ class HostFlat:
         return ids
 
 
+def tensor_on(device: torch.device, vectors: NDArray[np.float32], spec: CardSpec) -> Tensor:
+    """The vectors (M, D') on a device; on the CPU their own memory.
+
+    Raises:
+        DeviceError: FAISS sees no such card. torch would say so in its own words, or take a card without FAISS.
+        CardMemoryError: there is no room for FAISS beside what is on the card.
+    """
+    if device.type != "cpu":
+        card_of(device, spec)
+    return torch.from_numpy(vectors).to(device)
+
+
 def flat_of(vectors: NDArray[np.float32], tensor: Tensor, spec: CardSpec) -> Flat:
     """Flat over vectors on the device of their tensor. Raises DeviceError where FAISS sees no such card."""
     if tensor.device.type == "cpu":

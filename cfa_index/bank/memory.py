@@ -12,11 +12,13 @@ from torch import Tensor
 
 from cfa_index.bank.builder import blocks
 from cfa_index.bank.exact import exact_sq_distances
-from cfa_index.bank.flat import Candidates, flat_of, half_of
+from cfa_index.bank.flat import Candidates, flat_of, half_of, tensor_on
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
+from cfa_index.card_memory import card_memory, make_room
 from cfa_index.errors import BankError
+from cfa_index.footprint import OTHER_INDEX, SMALLER_BANK, memories_footprint
 from cfa_index.specs import CardSpec
 
 _SPARE = 3
@@ -52,6 +54,7 @@ class MemoryBank:
     Raises:
         BankError: no vectors, some that are not finite, or an index over others.
         DeviceError: the device is not there.
+        CardMemoryError: the card has no room for it.
     """
 
     def __init__(
@@ -76,13 +79,15 @@ class MemoryBank:
         self.device = device
         self.card = card
         self.index: SearchIndex | None = None
-        self._tensor = torch.from_numpy(self.vectors).to(device)
-        self._flat = flat_of(self.vectors, self._tensor, card)
         self._half: Candidates | None = None
-        if index is not None:
-            self._take(index)
-        if self._searching is None:
-            self._half = half_of(self._tensor, card, precise=True)
+        make_room(memories_footprint(*vectors.shape), device)
+        with card_memory(device, "the bank", lower=SMALLER_BANK):
+            self._tensor = tensor_on(device, self.vectors, card)
+            self._flat = flat_of(self.vectors, self._tensor, card)
+            if index is not None:
+                self._take(index)
+            if self._searching is None:
+                self._half = half_of(self._tensor, card, precise=True)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -97,9 +102,17 @@ class MemoryBank:
 
         Raises:
             BankError: it is over others.
+            CardMemoryError: there is no room for it on the card.
         """
         other = copy.copy(self)
-        other._take(index)
+        with card_memory(self.device, "the index", lower=OTHER_INDEX):
+            other._take(index)
+        return other
+
+    def as_flat(self) -> MemoryBank:
+        """The same vectors without an index, and without half floats: exact search."""
+        other = copy.copy(self)
+        other.index = other._half = None
         return other
 
     @shared_threads()

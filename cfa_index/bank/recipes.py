@@ -15,6 +15,8 @@ _PREFIXES = (16, 32, 64, 128, 256)
 _WIDEST_CODE = 256
 """Directions that product quantisers see; beyond, patches differ little and each costs a quarter byte. Fewer
 memories than this cannot tell the directions: they stay as they are."""
+_CARD_CODES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
+"""Bytes of a code that FAISS takes on a card whose tables are float32 (IVFPQ.cu); it has no fast scan there."""
 _WIDEST_GRAPH = 256
 """A walk through a graph computes distances one by one: in 1,792 dimensions slower than Flat."""
 
@@ -27,14 +29,15 @@ class Recipe:
     factory: str
 
 
-def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
+def recipes_of(name: str, count: int, d: int, *, on_card: bool = False) -> list[Recipe]:
     """What a name stands for over `count` vectors of `d` dimensions: the cheapest to search first.
 
     What a bank is too small or too narrow for is left out of a recipe. `flat` and a factory string stand for
-    themselves; `auto` for the recipes of every name in turn.
+    themselves; `auto` for the recipes of every name in turn, but for graphs on a card, which has none of them.
     """
     if name == "auto":
-        every = [one for each in INDEX_NAMES if each != "auto" for one in recipes_of(each, count, d)]
+        names = [each for each in INDEX_NAMES if each != "auto" and not (on_card and each == "hnsw")]
+        every = [one for each in names for one in recipes_of(each, count, d, on_card=on_card)]
         first: dict[str, Recipe] = {}  # a small bank has some factories under two names
         for one in every:
             first.setdefault(one.factory, one)
@@ -46,7 +49,7 @@ def recipes_of(name: str, count: int, d: int) -> list[Recipe]:
         "pca-refine": [f"PCA{p},Flat" for p in _PREFIXES if p <= min(d // 2, count)] or ["Flat"],
         "ivf": [f"{cells},Flat"],
         "ivf-sq8": [f"{cells},SQ8"],
-        "ivf-pq": [_product_quantiser(cells, d) if count > _WIDEST_CODE and d > 1 else f"{cells},Flat"],
+        "ivf-pq": [_product_quantiser(cells, count, d, on_card=on_card)],
         "hnsw": ["HNSW32,Flat" if d <= _WIDEST_GRAPH else f"PCA{_WIDEST_GRAPH // 2},HNSW32,Flat"],
     }
     return [Recipe(name=name, factory=factory) for factory in factories.get(name, [name])]
@@ -58,7 +61,13 @@ def cell_count(count: int) -> int:
     return min(_MOST_CELLS, 1 << round(math.log2(4 * math.sqrt(count))), 1 << int(math.log2(most)))
 
 
-def _product_quantiser(cells: str, d: int) -> str:
-    """Four bits for every two directions, turned so that all carry alike."""
+def _product_quantiser(cells: str, count: int, d: int, *, on_card: bool) -> str:
+    """Two bits a direction, turned so that all carry alike: four bits for two, or, on a card, eight for four.
+
+    A small or narrow bank's vectors stay as they are.
+    """
+    if on_card:
+        most = max((bytes_ for bytes_ in _CARD_CODES if 4 * bytes_ <= d), default=0)
+        return f"PCAR{4 * most},{cells},PQ{most}" if most and count > _WIDEST_CODE else f"{cells},Flat"
     pairs = min(d, _WIDEST_CODE) // 2
-    return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs"
+    return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs" if pairs and count > _WIDEST_CODE else f"{cells},Flat"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank.exact import exact_sq_distances, nearest_rows
-from cfa_index.bank.index import SearchIndex, set_parameters, tunable
+from cfa_index.bank.exact import exact_sq_distances
+from cfa_index.bank.index import SearchIndex, tunable
 from cfa_index.bank.memory import MemoryBank
+from cfa_index.bank.neighbors import Neighbors
 from cfa_index.errors import BankError
 
 _LONGEST_SHORTLIST = 256
@@ -48,13 +49,20 @@ class Truth:
         queries: (n, D') float32, a first half for tuning and a second for measuring.
         k: how many neighbours a model asks for.
         patches_per_image: queries of one image, for the latency.
+        flat: a bank of these vectors, on the device to measure on; None for one on the CPU. It answers as Flat.
 
     Raises:
         BankError: fewer than two queries.
     """
 
     def __init__(
-        self, vectors: NDArray[np.float32], queries: NDArray[np.float32], *, k: int, patches_per_image: int
+        self,
+        vectors: NDArray[np.float32],
+        queries: NDArray[np.float32],
+        *,
+        k: int,
+        patches_per_image: int,
+        flat: MemoryBank | None = None,
     ) -> None:
         if len(queries) < 2:
             raise BankError(
@@ -65,23 +73,28 @@ class Truth:
         self.vectors = vectors
         self.k = min(k, len(vectors))
         self.patches_per_image = patches_per_image
-        _, ids = nearest_rows(queries, vectors, self.k)
-        x = torch.from_numpy(np.ascontiguousarray(queries))
-        self.flat = MemoryBank(vectors, torch.device("cpu"))
-        exact = exact_sq_distances(x, self.flat.tensor, torch.from_numpy(ids))
-        self.nearest: NDArray[np.float32] = exact.sort(dim=1).values.numpy()
-        self.queries = x
+        self.flat = (flat or MemoryBank(vectors, torch.device("cpu"))).as_flat()
+        self.queries = torch.from_numpy(np.ascontiguousarray(queries)).to(self.flat.device)
+        nearest = self.flat.search(self.queries, self.k, exact=True).sq_distances
+        self.nearest: NDArray[np.float32] = nearest.cpu().numpy()
 
     @property
     def half(self) -> int:
         """Queries before it tune, those from it on measure."""
         return len(self.queries) // 2
 
+    def where(self, index: SearchIndex) -> Truth:
+        """This truth on the device of an index: on the CPU where FAISS has none of its kind on a card."""
+        if index.device == self.flat.device:
+            return self
+        queries = self.queries.cpu().numpy()
+        return Truth(self.vectors, queries, k=self.k, patches_per_image=self.patches_per_image)
+
     def measure(self, index: SearchIndex) -> None:
         """Put into the index's state the recall of the second half, its bytes, and the latency of an image."""
         bank = self.flat.with_index(index)
         part = self.queries[self.half :]
-        found = bank.search(part, self.k, exact=True).sq_distances.numpy()
+        found = bank.search(part, self.k, exact=True).sq_distances.cpu().numpy()
         first, at_k = recall_at(found, self.nearest[self.half :], self.k)
         index.state = replace(
             index.state,
@@ -95,14 +108,20 @@ class Truth:
 
     def latency_ms(self, bank: MemoryBank) -> float:
         """Median milliseconds of a search for the patches of one image."""
-        image = self.queries[torch.arange(self.patches_per_image) % len(self.queries)]
-        bank.search(image, self.k, exact=True)
+        rows = torch.arange(self.patches_per_image, device=self.queries.device)
+        image = self.queries[rows % len(self.queries)]
+        _ended(bank.search(image, self.k, exact=True))
         runs: list[float] = []
         while len(runs) < _LATENCY_RUNS and sum(runs) < _LATENCY_SECONDS:
             started = time.perf_counter()
-            bank.search(image, self.k, exact=True)
+            _ended(bank.search(image, self.k, exact=True))
             runs.append(time.perf_counter() - started)
         return 1000 * statistics.median(runs)
+
+
+def _ended(found: Neighbors) -> None:
+    """Wait until a search has ended on its device."""
+    found.ids[:1].cpu()
 
 
 def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
@@ -122,7 +141,7 @@ def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
     enough: list[tuple[float, dict[str, int], int]] = []
     best: tuple[float, dict[str, int], int] = (-1.0, settings[-1], most)
     for setting in settings:
-        set_parameters(index.faiss_index, setting)
+        index.tuned(setting, most)
         recalls = _recalls_by_shortlist(index, truth, queries, nearest, most)
         fits = [length for length, recall in recalls if recall >= min_recall]
         length, recall = (fits[0], min_recall) if fits else recalls[-1]
@@ -148,11 +167,11 @@ def _recalls_by_shortlist(
     """Recall@1 at each length of the shortlist, ascending."""
     _, ids = index.candidates(queries, most)
     distances = exact_sq_distances(queries, truth.flat.tensor, ids.clamp_min(0))
-    distances[ids < 0] = torch.inf
+    distances = distances.masked_fill(ids < 0, torch.inf)
     lengths = [truth.k, *(1 << power for power in range(1, 12) if truth.k < 1 << power <= most)]
     recalls = []
     for length in lengths:
-        found = distances[:, :length].amin(dim=1, keepdim=True).numpy()
+        found = distances[:, :length].amin(dim=1, keepdim=True).cpu().numpy()
         recalls.append((length, float(recall_at(found, nearest[:, :1], 1)[0].mean())))
     assert all(a <= b for (_, a), (_, b) in pairwise(recalls))
     return recalls

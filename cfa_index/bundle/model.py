@@ -31,7 +31,7 @@ from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.images import ImageBatch, Source, load_batches
 from cfa_index.scorer import Scorer, require_numbers
-from cfa_index.specs import Precision
+from cfa_index.specs import CardSpec, Precision
 from cfa_index.transfers import Pending
 
 BACKBONE_FILE = "backbone.safetensors"
@@ -60,6 +60,7 @@ class ModelBundle:
         backbone: Backbone,
         device: torch.device,
         *,
+        card: CardSpec = CardSpec(),
         rebuild_index: bool = False,
     ) -> None:
         self.path = path
@@ -74,7 +75,7 @@ class ModelBundle:
         if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
             raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
         index = None if manifest.index is None else _index(path, manifest, vectors, rebuild=rebuild_index)
-        self.bank = MemoryBank(vectors, device, index)
+        self.bank = MemoryBank(vectors, device, index, card=card)
         self.scorer = Scorer(
             self.backbone,
             self.descriptor,
@@ -91,6 +92,7 @@ class ModelBundle:
         path: Path | str,
         *,
         device: str = "cpu",
+        card: CardSpec = CardSpec(),
         weights: Path | None = None,
         rebuild_index: bool = False,
         precision: Precision = "fp32",
@@ -101,6 +103,7 @@ class ModelBundle:
         Args:
             path: <models>/<category>, or the folder of one generation.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            card: what the bank may take of a card; without meaning on the CPU.
             weights: file of the backbone's weights, for a model that was written without them; one that
                 holds them takes the same file only.
             rebuild_index: make the index from the vectors and leave its file unread. FAISS's reader is native
@@ -146,7 +149,7 @@ class ModelBundle:
                     else "hand over the same file with --weights",
                 )
         backbone.to(target).for_inference(precision, compiled=compiled)
-        return cls(folder, manifest, backbone, target, rebuild_index=rebuild_index)
+        return cls(folder, manifest, backbone, target, card=card, rebuild_index=rebuild_index)
 
     @staticmethod
     def check_files(folder: Path, manifest: Manifest, leave_out: Sequence[str] = ()) -> None:

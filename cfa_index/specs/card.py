@@ -11,6 +11,8 @@ Storage: TypeAlias = Literal["fp32", "fp16"]
 """What a card searches through: the vectors themselves, or half floats whose shortlist is ranked again exactly."""
 Spread: TypeAlias = Literal["replicas", "shards"]
 """What several cards hold: the whole bank each, or a range of its rows each."""
+_LEAST_BYTES, _MOST_BYTES = 16 << 20, 3 << 29
+"""With less a large bank would be searched a few queries at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,8 @@ class CardSpec(Spec):
     """How a bank lies on a card. It belongs to a run, not to a model: scores do not depend on it.
 
     Attributes:
-        temporary_bytes: FAISS's scratch memory on each card. It would take up to 1.5 GiB by itself, in competition
-            with torch (FAISS #1031).
+        temporary_bytes: FAISS's scratch memory on each card, from 16 MiB to 1.5 GiB. It would take the latter by
+            itself, in competition with torch (FAISS #1031), and takes no more whatever is asked for.
         storage: fp16 makes the search through a card's memory quicker, not smaller: the fp32 vectors, which rank
             the shortlist, stay there besides.
         spread: over several cards.
@@ -31,9 +33,9 @@ class CardSpec(Spec):
 
     def __post_init__(self) -> None:
         require(
-            0 < self.temporary_bytes < 1 << 40,
-            "temporary_bytes",
-            "more than 0 and less than 1 TiB",
+            _LEAST_BYTES <= self.temporary_bytes <= _MOST_BYTES,
+            "the temporary memory of a card",
+            f"from {_LEAST_BYTES} to {_MOST_BYTES} bytes (16 MiB to 1.5 GiB)",
             self.temporary_bytes,
             "leave it out for 256 MiB",
         )

@@ -29,7 +29,7 @@ from cfa_index.descriptor import needs_moments
 from cfa_index.errors import BankError, DatasetError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_file
-from cfa_index.specs import ModelSpec
+from cfa_index.specs import CardSpec, ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, threshold_of
 from cfa_index.workflows.extract import (
@@ -95,6 +95,7 @@ def build(
     models_dir: Path,
     features_dir: Path,
     device: torch.device,
+    card: CardSpec = CardSpec(),
     threads: int = 2,
     embed_weights: bool = True,
     listener: Listener = ignore,
@@ -107,6 +108,7 @@ def build(
         backbone: frozen, with the weights to use.
         models_dir, features_dir: where the generation and the store go.
         device: of the forward pass and of the search.
+        card: what the bank may take of a card.
         threads: that decode.
         embed_weights: put the backbone's tensors into the model.
         listener: told of progress.
@@ -135,7 +137,14 @@ def build(
     )
     fit_rows, held_rows = split_rows(store, store.good_rows, spec)
     fitted = fit(
-        backbone, store, spec, fit_rows=fit_rows, held_rows=held_rows, device=device, listener=listener
+        backbone,
+        store,
+        spec,
+        fit_rows=fit_rows,
+        held_rows=held_rows,
+        device=device,
+        card=card,
+        listener=listener,
     )
     contents, bank = dict(fitted.contents), fitted.start.bank
     if embed_weights or backbone.origin.is_random:  # random weights cannot be had again from a file
@@ -199,6 +208,7 @@ def fit(
     fit_rows: Sequence[int],
     held_rows: Sequence[int],
     device: torch.device,
+    card: CardSpec = CardSpec(),
     listener: Listener = ignore,
 ) -> Fitted:
     """Fit phi_0, bank, index, baseline and held-out scores to stored features.
@@ -208,7 +218,7 @@ def fit(
         store: of the images.
         spec: all settings.
         fit_rows, held_rows: the views of the images of the bank, and of those held out.
-        device: of the bank.
+        device, card: of the bank.
         listener: told of progress.
 
     Raises:
@@ -220,7 +230,7 @@ def fit(
         if needs_moments(spec.descriptor)
         else None
     )
-    start = make_start(store, fit_rows, spec, moments=moments, device=device, listener=listener)
+    start = make_start(store, fit_rows, spec, moments=moments, device=device, card=card, listener=listener)
     start, choice = index_bank(start, store, held_rows=held_rows, fit_rows=fit_rows, listener=listener)
     scorer = calibrated_scorer(backbone, start.phi_0, start, store=store, rows=fit_rows, listener=listener)
     held_out = score_held_out(scorer, store, held_rows, listener)

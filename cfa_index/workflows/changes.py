@@ -163,6 +163,7 @@ def write_rebuild(
         fit_rows=fit_rows,
         held_rows=held_rows,
         device=bundle.bank.device,
+        card=bundle.bank.card,
         listener=listener,
     )
     contents, bank = dict(fitted.contents), fitted.start.bank

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank import IndexChoice, Truth, make_index, tune
+from cfa_index.bank import IndexChoice, MemoryBank, Truth, make_index, tune
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.specs import ModelSpec
@@ -64,6 +64,7 @@ def index_bank(
         patches_per_image=spec.features.patches_per_image,
         seed=spec.seed,
         scratch_dir=store.path.parent,
+        flat=start.bank,
         listener=listener,
     )
     bank = start.bank if choice.index is None else start.bank.with_index(choice.index)
@@ -91,7 +92,7 @@ def remeasure_index(
         return
     spec: ModelSpec = start.spec
     with stage(listener, "tuning", None, "searches"):
-        truth = truth_of(start.bank.vectors, spec, store, rows, phi, k=spec.score.neighbors)
+        truth = truth_of(start.bank, spec, store, rows, phi, k=spec.score.neighbors).where(index)
         truth.measure(index)
         if index.state.recall_at_1 < spec.index.min_recall:
             reached = tune(index, truth, spec.index.min_recall)
@@ -106,7 +107,7 @@ def remeasure_index(
 
 
 def truth_of(
-    vectors: NDArray[np.float32],
+    bank: MemoryBank,
     spec: ModelSpec,
     store: PatchStore,
     rows: Sequence[int],
@@ -114,9 +115,11 @@ def truth_of(
     *,
     k: int,
 ) -> Truth:
-    """Patches of some images under phi and their true neighbours among (M, D') vectors; K is `k`."""
-    queries = query_patches(store, rows, phi.folded().cpu(), most=query_count(vectors.shape), seed=spec.seed)
-    return Truth(vectors, queries, k=k, patches_per_image=spec.features.patches_per_image)
+    """Patches of some images under phi and their true neighbours in a bank, on its device; K is `k`."""
+    most = query_count(bank.vectors.shape)
+    queries = query_patches(store, rows, phi.folded().cpu(), most=most, seed=spec.seed)
+    patches = spec.features.patches_per_image
+    return Truth(bank.vectors, queries, k=k, patches_per_image=patches, flat=bank)
 
 
 def query_count(shape: tuple[int, ...]) -> int:

@@ -29,7 +29,7 @@ from cfa_index.bundle import (
 )
 from cfa_index.errors import BankError, BundleError
 from cfa_index.events import Listener, ignore
-from cfa_index.specs import IndexSpec
+from cfa_index.specs import CardSpec, IndexSpec
 from cfa_index.store import JoinedStore
 from cfa_index.workflows.additions import new_images, new_memories
 from cfa_index.workflows.changes import (
@@ -57,6 +57,7 @@ def add_images(
     *,
     features_dir: Path,
     device: str = "cpu",
+    card: CardSpec = CardSpec(),
     weights: Path | None = None,
     threads: int = 2,
     listener: Listener = ignore,
@@ -71,7 +72,7 @@ def add_images(
         models_dir, category: where the model is.
         images: files, and folders with all that is in them.
         features_dir: where `build` left the store, and where that of the new images goes.
-        device, weights: see `ModelBundle.load`.
+        device, card, weights: see `ModelBundle.load`.
         threads: that decode.
         listener: told of progress, and of images that are there already.
 
@@ -82,7 +83,7 @@ def add_images(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
         store = open_store(bundle.manifest, features_dir)
         new = new_images(images, bundle, store, features_dir=features_dir, threads=threads, listener=listener)
         addition = Addition(
@@ -105,7 +106,7 @@ def add_images(
             bundle,
             grown,
             replace(manifest, action="add", held_out=HeldOut(uris=judges, scores=())),
-            MemoryBank(vectors, bundle.bank.device, grown_index(bundle, vectors)),
+            MemoryBank(vectors, bundle.bank.device, grown_index(bundle, vectors), card=card),
             places=[*bundle.sources, *memories.places],
             crops=[*bundle.exemplars, *memories.crops],
             images=uris,
@@ -123,6 +124,7 @@ def remove_images(
     features_dir: Path,
     rebuild: bool = False,
     device: str = "cpu",
+    card: CardSpec = CardSpec(),
     weights: Path | None = None,
     listener: Listener = ignore,
 ) -> LivingReport:
@@ -138,7 +140,7 @@ def remove_images(
         names: uris, file names or paths of images.
         features_dir: where the stores are.
         rebuild: fit everything again.
-        device, weights: see `ModelBundle.load`.
+        device, card, weights: see `ModelBundle.load`.
         listener: told of progress.
 
     Raises:
@@ -148,7 +150,7 @@ def remove_images(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
         store = open_store(bundle.manifest, features_dir)
         if not names:
             raise BankError(expected="images to remove", got="none", remedy="name one with --image")
@@ -191,7 +193,7 @@ def remove_images(
             bundle,
             less,
             replace(manifest, action="remove"),
-            MemoryBank(vectors, bundle.bank.device, index),
+            MemoryBank(vectors, bundle.bank.device, index, card=card),
             places=list(itertools.compress(bundle.sources, stay)),
             crops=list(itertools.compress(bundle.exemplars, stay)),
             images=uris,
@@ -208,6 +210,7 @@ def reindex(
     *,
     features_dir: Path,
     device: str = "cpu",
+    card: CardSpec = CardSpec(),
     weights: Path | None = None,
     listener: Listener = ignore,
 ) -> LivingReport:
@@ -217,7 +220,7 @@ def reindex(
         models_dir, category: where the model is.
         index: which one.
         features_dir: where the stores are.
-        device, weights: see `ModelBundle.load`.
+        device, card, weights: see `ModelBundle.load`.
         listener: told of progress.
 
     Raises:
@@ -226,12 +229,12 @@ def reindex(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
         store = open_store(bundle.manifest, features_dir)
         spec = replace(bundle.manifest.spec, index=index)
         fit_rows, held_rows = fit_and_held(store, spec)
         start = start_of(bundle, store, spec)
-        start = replace(start, bank=MemoryBank(bundle.bank.vectors, bundle.bank.device))
+        start = replace(start, bank=MemoryBank(bundle.bank.vectors, bundle.bank.device, card=card))
         judges = judging_rows(store, held_rows, bundle.manifest)
         start, choice = index_bank(
             start, store, held_rows=judges, fit_rows=fit_rows, phi=bundle.descriptor, listener=listener

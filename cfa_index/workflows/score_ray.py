@@ -26,6 +26,7 @@ from cfa_index.errors import BundleError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.images import MAX_PIXELS
 from cfa_index.places import LocalPlace, Place, open_place
+from cfa_index.specs import CardSpec
 from cfa_index.workflows.score import ScoreReport, list_again
 from cfa_index.workflows.score_listing import Listing, read_shard, uri_of
 from cfa_index.workflows.score_parts import Row, rows_bytes, standing, to_score
@@ -52,6 +53,7 @@ def score_folder_on_ray(
     *,
     cluster: RayCluster,
     device: str = "cpu",
+    card: CardSpec = CardSpec(),
     weights: Path | None = None,
     rebuild_index: bool = False,
     compiled: bool = False,
@@ -78,7 +80,7 @@ def score_folder_on_ray(
         folder, output: on a disk that every machine has at the same path, or s3://BUCKET/PREFIX; credentials are
             those of each machine.
         cluster: where it runs, and how many actors score.
-        device, weights, rebuild_index, compiled: as each actor loads the model, once, at the precision of
+        device, card, weights, rebuild_index, compiled: as each actor loads the model, once, at the precision of
             `bundle`; see `ModelBundle.load`.
         threshold, heatmaps, maps, batch_size, shard_images, max_pixels, rescan, retry_errors, gallery, credit: as in
             `score_folder`. There is no limit of time for a file.
@@ -120,6 +122,7 @@ def score_folder_on_ray(
         run=run,
         path=bundle.path.absolute(),
         device=device,
+        card=card,
         weights=weights.absolute() if weights else None,
         rebuild_index=rebuild_index,
         compiled=compiled,
@@ -238,13 +241,14 @@ class _Load:
     Attributes:
         run: what it works for.
         path: the generation.
-        device, weights, rebuild_index, compiled: see `ModelBundle.load`.
+        device, card, weights, rebuild_index, compiled: see `ModelBundle.load`.
         threads: that it may use.
     """
 
     run: ScoreRun
     path: Path
     device: str
+    card: CardSpec
     weights: Path | None
     rebuild_index: bool
     compiled: bool
@@ -261,6 +265,7 @@ class _Load:
         bundle = ModelBundle.load(
             self.path,
             device=self.device,
+            card=self.card,
             weights=self.weights,
             rebuild_index=self.rebuild_index,
             precision=self.run.precision,

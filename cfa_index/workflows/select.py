@@ -152,7 +152,15 @@ def choose_start(
         ("bank", _sizes),
     ):
         for choice, spec in choices(kept.spec):
-            start = make_start(store, rows, spec, moments=moments, device=own.bank.device, listener=listener)
+            start = make_start(
+                store,
+                rows,
+                spec,
+                moments=moments,
+                device=own.bank.device,
+                card=own.bank.card,
+                listener=listener,
+            )
             if selection.consider(axis, choice, scorer_of(start)):
                 kept = start
                 listener(Notice(message=f"selected by synthetic defects: {axis} {choice}"))

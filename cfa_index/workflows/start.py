@@ -25,7 +25,7 @@ from cfa_index.bundle import (
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.moments import Moments
-from cfa_index.specs import ModelSpec
+from cfa_index.specs import CardSpec, ModelSpec
 from cfa_index.store import PatchStore
 from cfa_index.workflows.compression import compress_store
 from cfa_index.workflows.exemplars import MOST_EXEMPLARS, exemplar_crops, memory_sources
@@ -71,6 +71,7 @@ def make_start(
     *,
     moments: Moments | None,
     device: torch.device,
+    card: CardSpec = CardSpec(),
     listener: Listener = ignore,
 ) -> Start:
     """phi_0 and the bank of some images.
@@ -80,6 +81,7 @@ def make_start(
         spec: all settings.
         moments: of these images' patches, where phi_0 `needs_moments`.
         device: of the bank.
+        card: what it may take of a card.
         listener: told of progress.
 
     Raises:
@@ -88,7 +90,7 @@ def make_start(
     phi_0 = initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
     vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
-    bank = MemoryBank(vectors, device)
+    bank = MemoryBank(vectors, device, card=card)
     owners = image_rows(store, sources.rows)
     return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=owners, sources=sources)
 

@@ -21,7 +21,7 @@ from cfa_index.images import Category
 from cfa_index.metrics import pareto_frontier
 from cfa_index.moments import Moments
 from cfa_index.report import StudyRow, accuracy_of, require_matplotlib, require_plotly
-from cfa_index.specs import ModelSpec
+from cfa_index.specs import CardSpec, ModelSpec
 from cfa_index.workflows.calibrate import calibrated_scorer
 from cfa_index.workflows.extract import stored_frames
 from cfa_index.workflows.indexing import index_bank, query_patches
@@ -71,6 +71,7 @@ def study(
     backbone: Backbone,
     features_dir: Path,
     device: torch.device,
+    card: CardSpec = CardSpec(),
     build_words: Sequence[str] = ("cfa-index", "build"),
     threads: int = 2,
     listener: Listener = ignore,
@@ -89,6 +90,7 @@ def study(
         backbone: frozen, with the weights to use.
         features_dir: where the features are kept; a build uses those of the good images too.
         device: of the forward pass and of the search.
+        card: what a bank may take of a card.
         build_words: a shell command that takes a cell's options, for the rows' `command`.
         threads: that decode.
         listener: told of progress and of the time that is left.
@@ -115,13 +117,15 @@ def study(
             threads=threads,
             listener=listener,
         )
-        plan = plan_cells(images, spec, sweep, place, device, listener)
+        plan = plan_cells(images, spec, sweep, place, device, card, listener)
         listener(Notice(message=plan.describe()))
         rows: list[StudyRow] = []
         measured = 0
         with stage(listener, "study", len(plan.cells), "cells") as advance:
             left_s = plan.left_s
-            for planned, row in _rows(plan, images, sweep, place, backbone, device, _notices_of(listener)):
+            for planned, row in _rows(
+                plan, images, sweep, place, backbone, device, card, _notices_of(listener)
+            ):
                 rows.append(row)
                 measured += not planned.done and not row.error
                 left_s -= plan.cell_s(planned)
@@ -171,6 +175,7 @@ def _rows(
     folder: StudyFolder,
     backbone: Backbone,
     device: torch.device,
+    card: CardSpec,
     listener: Listener,
 ) -> Iterator[tuple[PlannedCell, StudyRow]]:
     """Each cell with its row, found or measured, in order."""
@@ -189,7 +194,13 @@ def _rows(
             began = time.perf_counter()
             try:
                 start = make_start(
-                    images.store, images.fit_rows, todo[0], moments=moments, device=device, listener=listener
+                    images.store,
+                    images.fit_rows,
+                    todo[0],
+                    moments=moments,
+                    device=device,
+                    card=card,
+                    listener=listener,
                 )
             except (BankError, SpecError) as error:
                 no_bank = str(error)

@@ -95,7 +95,7 @@ def measure_speed(
 def measure_recall(bank: MemoryBank, queries: Tensor) -> tuple[float, float]:
     """Recall@1 and @3 against Flat over the same vectors, on (m, D') float32 queries; ties are no misses."""
     k = min(3, len(bank))
-    flat = MemoryBank(bank.vectors, bank.device)
+    flat = MemoryBank(bank.vectors, bank.device, card=bank.card)
     found, nearest = (one.search(queries, k, exact=True).sq_distances.cpu().numpy() for one in (bank, flat))
     first, at_k = recall_at(found, nearest, k)
     return float(first.mean()), at_k

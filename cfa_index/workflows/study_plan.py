@@ -16,7 +16,7 @@ from cfa_index.events import Listener, ignore
 from cfa_index.files import sha256_of_json
 from cfa_index.images import Category, count_views, load_batches
 from cfa_index.report import StudyRow
-from cfa_index.specs import FeatureSpec, ModelSpec
+from cfa_index.specs import CardSpec, FeatureSpec, ModelSpec
 from cfa_index.workflows.build import check_enough_patches, versions
 from cfa_index.workflows.study_cells import Cell, StudySpec
 from cfa_index.workflows.study_estimate import Amounts, guess_seconds, pace, probe_products_per_s
@@ -97,6 +97,7 @@ def plan_study(
     backbone: Backbone,
     features_dir: Path,
     device: torch.device,
+    card: CardSpec = CardSpec(),
     threads: int = 2,
     listener: Listener = ignore,
 ) -> StudyPlan:
@@ -113,7 +114,7 @@ def plan_study(
     backbone = backbone.to(device)
     images = stored_images(category, spec, backbone=backbone, features_dir=features_dir)
     if images is not None:
-        return plan_cells(images, spec, sweep, place, device, listener)
+        return plan_cells(images, spec, sweep, place, device, card, listener)
     good, test = category.train_good(), split_of(category)
     started = time.perf_counter()
     for batch in load_batches(good[:_PROBE_IMAGES], spec.features, batch_size=_PROBE_IMAGES, threads=threads):
@@ -139,6 +140,7 @@ def plan_cells(
     sweep: StudySpec,
     folder: StudyFolder,
     device: torch.device,
+    card: CardSpec,
     listener: Listener,
 ) -> StudyPlan:
     """The plan for images whose features are there: cells that were measured before are found.
@@ -158,7 +160,8 @@ def plan_cells(
             {
                 "spec": planned.spec.to_dict() if planned.spec else str(planned.cell),
                 "images": images.identity,
-                "measured": [sweep.repeat, sweep.queries, str(device), torch.get_num_threads()],
+                "measured": [sweep.repeat, sweep.queries, str(device), torch.get_num_threads()]
+                + ([] if device.type == "cpu" else [card.to_dict()]),
                 "versions": versions(),
             }
         )[:32]

@@ -44,7 +44,7 @@ from cfa_index.errors import SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_json
 from cfa_index.scorer import Scorer
-from cfa_index.specs import TrainSpec
+from cfa_index.specs import CardSpec, TrainSpec
 from cfa_index.transfers import Uploads
 from cfa_index.workflows.build import timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
@@ -86,6 +86,7 @@ def train(
     features_dir: Path,
     seed: int | None = None,
     device: str = "cpu",
+    card: CardSpec = CardSpec(),
     weights: Path | None = None,
     keep_epochs: bool = False,
     listener: Listener = ignore,
@@ -100,7 +101,7 @@ def train(
         spec: the settings, which replace those of the build.
         features_dir: where `build` left the store.
         seed: of the order of the images, in place of `spec.seed`.
-        device: see `resolve_device`.
+        device, card: see `ModelBundle.load`.
         weights: of the backbone, for a model that was written without them.
         keep_epochs: keep phi after each epoch in the model, for `evaluate_published`.
         listener: told of progress.
@@ -113,7 +114,9 @@ def train(
         DatasetError: `select` needs a held-out image that is gone or was changed.
     """
     with category_lock(models_dir / category):
-        return _train(models_dir, category, spec, features_dir, seed, device, weights, keep_epochs, listener)
+        return _train(
+            models_dir, category, spec, features_dir, seed, device, card, weights, keep_epochs, listener
+        )
 
 
 def _train(
@@ -123,11 +126,12 @@ def _train(
     features_dir: Path,
     seed: int | None,
     device: str,
+    card: CardSpec,
     weights: Path | None,
     keep_epochs: bool,
     listener: Listener,
 ) -> TrainReport:
-    bundle = ModelBundle.load(models_dir / category, device=device, weights=weights)
+    bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
     model_seed = bundle.manifest.spec.seed if spec.seed is None else spec.seed
     order_seed = model_seed if seed is None else seed
     spec = replace(spec, seed=order_seed)

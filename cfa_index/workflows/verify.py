@@ -156,7 +156,8 @@ def _lost_recall(
     rows = judging_rows(store, held_rows, manifest) or fit_rows
     vectors = load_array(path / VECTORS_FILE)
     index = read_faiss(path / INDEX_FILE, state, vectors.shape)
-    truth_of(vectors, spec, store, rows, load_descriptor(path, manifest), k=state.k).measure(index)
+    bank = MemoryBank(vectors, torch.device("cpu"))
+    truth_of(bank, spec, store, rows, load_descriptor(path, manifest), k=state.k).measure(index)
     reached = index.state.recall_at_1
     if reached < state.recall_at_1 - _LOST_RECALL:
         yield f"recall@1 is {reached:.4f}, the manifest says {state.recall_at_1:.4f}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import get_args
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from fake_card import FakeCard, fake_card
+from fake_card import FakeCard, fake_card, held
+from torch import Tensor
 from vectors import clustered
 
-from cfa_index.bank import MemoryBank, make_index
-from cfa_index.specs import CardSpec, IndexSpec, Storage
+from cfa_index.bank import IndexState, MemoryBank, SearchIndex, build_faiss, gpu_count, make_index, read_faiss
+from cfa_index.bank.card import card_of
+from cfa_index.errors import BankError, DeviceError
+from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
 
 CPU, CARD = torch.device("cpu"), torch.device("meta:0")
 COUNT, D, K = 1500, 32, 3
@@ -47,3 +53,156 @@ def test_it_finds_what_the_cpu_finds(card: FakeCard, name: str | None, storage: 
     picked = np.square(XQ[:, None].astype(np.float64) - XB[ids.numpy()]).sum(axis=2)
     np.testing.assert_allclose(sq_distances.numpy(), picked, rtol=1e-4, atol=1e-5)
     assert len(card.faiss.made) == 1
+
+
+@pytest.mark.parametrize("name", [*INDEX_NAMES, "IVF16,SQfp16"])
+def test_an_index_is_tuned_where_it_searches(card: FakeCard, name: str) -> None:
+    flat = MemoryBank(XB, CARD)
+    spec = IndexSpec(factory=name, min_recall=0.9)
+    unseen = clustered(400, D, seed=2)
+    choice = make_index(XB, spec, unseen, k=K, patches_per_image=64, seed=0, flat=flat)
+    assert name == "hnsw" or choice.state.recall_at_1 > 0.85
+    if choice.index is not None:
+        assert choice.index.device == (CPU if name == "hnsw" else CARD)
+    assert (
+        not any("HNSW" in trial.factory or "fs" in trial.factory for trial in choice.trials) or name == "hnsw"
+    )
+
+
+def test_an_index_that_a_card_has_not_is_searched_as_flat(card: FakeCard) -> None:
+    choice = make_index(XB, IndexSpec(factory="hnsw", min_recall=0.9), XQ, k=K, patches_per_image=64, seed=0)
+    before = card.faiss.calls["brute_force"]
+    bank = MemoryBank(XB, CARD, choice.index)
+    bank.search(torch.from_numpy(XQ).to(CARD), K)
+    assert card.faiss.calls["brute_force"] == before + 1
+    assert bank.index is not None
+    assert bank.index.state == choice.state
+
+
+def test_no_query_comes_back_short(card: FakeCard) -> None:
+    """One cell is probed, and more neighbours asked for than any holds: others are probed as well, unasked."""
+    built = build_faiss(XB, "IVF64,Flat", seed=0)
+    state = IndexState(
+        factory="IVF64,Flat", parameters={"nprobe": 1}, k=K, queries=0, resident_bytes=0, latency_ms=0
+    )
+    bank = MemoryBank(XB, CARD, SearchIndex(built, state))
+    queries = torch.from_numpy(XQ).to(CARD)
+    for k in (1, 3, 40, 300, COUNT):
+        with card.refusing():
+            found = bank.search(queries, k)
+        ids = held(found.ids)
+        assert int(ids.min()) >= 0
+        assert all(len(set(row)) == k for row in ids[:20].tolist())
+
+
+@pytest.mark.parametrize("name", [None, "flat16", "pca-refine", "ivf-sq8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_has_no_finite_distance(
+    card: FakeCard, name: str | None, bad: float
+) -> None:
+    index = None
+    if name is not None:
+        spec = IndexSpec(factory=name, min_recall=0.9)
+        index = make_index(XB, spec, XQ, k=K, patches_per_image=64, seed=0).index
+    queries = torch.zeros(50, D)
+    queries[7, 2] = bad
+    bank = MemoryBank(XB, CARD, index)
+    for exact in (False, True):
+        with card.refusing():
+            found = bank.search(queries.to(CARD), 2, exact=exact)
+        finite = held(found.sq_distances).isfinite().all(dim=1)
+        assert finite.tolist() == [row != 7 for row in range(50)]
+        assert 0 <= int(held(found.ids).min()) <= int(held(found.ids).max()) < COUNT
+
+
+def test_queries_are_cut_to_the_scratch_memory(card: FakeCard) -> None:
+    """Two tiles of 1,500 distances a query: 2 MiB, less the one for rounding, hold 86 queries."""
+    spec = CardSpec(temporary_bytes=2 << 20)
+    bank = MemoryBank(XB, CARD, card=spec)
+    found = bank.search(torch.from_numpy(XQ).to(CARD), K)
+    assert card.faiss.calls["brute_force"] == 4
+    expected = MemoryBank(XB, CPU).search(torch.from_numpy(XQ), K)
+    assert torch.equal(held(found.ids), expected.ids)
+
+
+def test_one_object_of_resources_a_card_and_process(card: FakeCard) -> None:
+    """Whoever asks, from whichever thread; scratch memory grows to the largest that was asked for."""
+    specs = [CardSpec(temporary_bytes=mebibytes << 20) for mebibytes in (64, 256, 128)] * 4
+    with ThreadPoolExecutor(8) as pool:
+        cards = list(pool.map(lambda spec: card_of(CARD, spec), specs))
+    assert len(set(map(id, cards))) == len(card.faiss.made) == 1
+    assert card.faiss.made[0].temporary_bytes == 256 << 20
+    other = card_of(torch.device("meta:1"), CardSpec())
+    assert other is not cards[0]
+    assert len(card.faiss.made) == 2
+
+
+def test_two_threads_take_turns(card: FakeCard) -> None:
+    queries = torch.from_numpy(XQ[:20])
+    inside = 0
+    most = 0
+    search = card.faiss.brute_force
+
+    def slow(*given: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+        return search(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cfa_index.bank.faiss_gpu.brute_force", slow)
+        bank = MemoryBank(XB, CARD)
+
+        def ask(_: int) -> Tensor:
+            with card:  # torch's modes belong to a thread
+                return held(bank.search(queries.to(CARD), K).ids)
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(ask, range(12)))
+    assert most == 1
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_what_faiss_cannot_select_is_an_error_and_no_end_of_the_process(card: FakeCard) -> None:
+    xb = clustered(2100, 4)
+    queries = torch.zeros(1, 4).to(CARD)
+    with pytest.raises(
+        BankError, match="at most 2048 neighbours, which is what FAISS selects on a card, got 2049"
+    ):
+        MemoryBank(xb, CARD).search(queries, 2049)
+    MemoryBank(xb, CARD).search(queries, 2048)
+
+
+def test_memories_too_large_for_half_floats_are_refused(card: FakeCard) -> None:
+    xb = XB.copy()
+    xb[3, 1] = 300
+    with pytest.raises(BankError, match="below 255, whose squares are half floats, too, got one of 300"):
+        MemoryBank(xb, CARD, card=CardSpec(storage="fp16"))
+    MemoryBank(xb, CARD)
+
+
+def test_a_card_that_faiss_does_not_see_is_an_error(card: FakeCard) -> None:
+    with pytest.raises(DeviceError, match="CUDA device 2, got one that sees 2"):
+        MemoryBank(XB, torch.device("meta:2"))
+
+
+def test_without_a_card_the_error_is_one_line() -> None:
+    if gpu_count():
+        pytest.skip("there is one")
+    with pytest.raises(DeviceError, match="a FAISS that sees CUDA device 0, got one that sees 0 of them"):
+        card_of(torch.device("cuda:0"), CardSpec())
+
+
+def test_the_index_on_the_cpu_is_what_is_written(card: FakeCard, tmp_path: Path) -> None:
+    spec = IndexSpec(factory="ivf", min_recall=0.9)
+    flat = MemoryBank(XB, CARD)
+    made = make_index(XB, spec, XQ, k=K, patches_per_image=64, seed=0, flat=flat).index
+    assert made is not None
+    made.write(tmp_path / "index.faiss")
+    again = read_faiss(tmp_path / "index.faiss", made.state, XB.shape)
+    on_host = MemoryBank(XB, CPU, again).search(torch.from_numpy(XQ), K)
+    on_card = flat.with_index(made).search(torch.from_numpy(XQ).to(CARD), K)
+    assert torch.equal(on_host.ids, held(on_card.ids))
+    torch.testing.assert_close(on_host.sq_distances, held(on_card.sq_distances), rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfa_index_cli import options as o
+from cfa_index_cli import cards as c, options as o
 
 if TYPE_CHECKING:
     from cfa_index import LivingReport, Manifest
@@ -112,6 +112,8 @@ def add_command(
     features_dir: o.FeaturesDir = o.FEATURES_DIR,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -140,6 +142,7 @@ def add_command(
             images,
             features_dir=features_dir,
             device=device,
+            card=c.card_settings(card_memory, card_storage),
             weights=weights,
             threads=threads or 2,
             listener=out.listener,
@@ -173,6 +176,8 @@ def remove_command(
     features_dir: o.FeaturesDir = o.FEATURES_DIR,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -201,6 +206,7 @@ def remove_command(
             features_dir=features_dir,
             rebuild=rebuild,
             device=device,
+            card=c.card_settings(card_memory, card_storage),
             weights=weights,
             listener=out.listener,
         )
@@ -221,6 +227,8 @@ def reindex_command(
     features_dir: o.FeaturesDir = o.FEATURES_DIR,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -252,6 +260,7 @@ def reindex_command(
             IndexSpec(**settings),
             features_dir=features_dir,
             device=device,
+            card=c.card_settings(card_memory, card_storage),
             weights=weights,
             listener=out.listener,
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfa_index.specs import ModelSpec
-from cfa_index_cli import engines as e, model_options as m, options as o
+from cfa_index.specs import CardSpec, ModelSpec
+from cfa_index_cli import cards as c, engines as e, model_options as m, options as o
 
 if TYPE_CHECKING:
     from cfa_index import Backbone, BuildReport, GoodImages, Listener
@@ -160,6 +160,8 @@ def build_command(
         ),
     ] = True,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     engine: e.CategoriesEngine = e.EngineName.LOCAL,
     gpus_per_actor: e.GpusPerActor = 0.0,
@@ -255,6 +257,7 @@ def build_command(
             models_dir=models_dir,
             features_dir=features_dir,
             device=device,
+            card=c.card_settings(card_memory, card_storage),
             threads=threads,
             embed_weights=embed_weights,
         )
@@ -294,6 +297,7 @@ class _Build:
     models_dir: Path
     features_dir: Path
     device: str
+    card: CardSpec
     threads: int | None
     embed_weights: bool
 
@@ -315,6 +319,7 @@ class _Build:
             models_dir=self.models_dir,
             features_dir=self.features_dir,
             device=resolve_device(self.device),
+            card=self.card,
             threads=self.threads or 2,
             embed_weights=self.embed_weights,
             listener=listener,

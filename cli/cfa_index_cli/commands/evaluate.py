@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfa_index_cli import options as o
+from cfa_index_cli import cards as c, options as o
 
 if TYPE_CHECKING:
     from cfa_index import Evaluation, PublishedEvaluation
@@ -56,6 +56,8 @@ def evaluate_command(
     batch_size: o.BatchSize = 8,
     rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -101,6 +103,7 @@ def evaluate_command(
     from cfa_index_cli.evaluations import show
     from cfa_index_cli.failures import each_category
 
+    card = c.card_settings(card_memory, card_storage)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
@@ -111,7 +114,13 @@ def evaluate_command(
         def evaluate_one(name: str) -> Evaluation | PublishedEvaluation:
             images = open_category(data_root, name).test()
             models = [
-                ModelBundle.load(folder / name, device=device, weights=weights, rebuild_index=rebuild_index)
+                ModelBundle.load(
+                    folder / name,
+                    device=device,
+                    card=card,
+                    weights=weights,
+                    rebuild_index=rebuild_index,
+                )
                 for folder in (models_dir, *(fuse or []))
             ]
             for model in models:

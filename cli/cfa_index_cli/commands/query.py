@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cfa_index_cli import options as o
+from cfa_index_cli import cards as c, options as o
 
 
 def query_command(
@@ -23,6 +23,8 @@ def query_command(
     weights: o.BundleWeights = None,
     rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -45,7 +47,11 @@ def query_command(
     taken: set[str] = set()
     with session(events) as out:
         bundle = ModelBundle.load(
-            models_dir / category, device=device, weights=weights, rebuild_index=rebuild_index
+            models_dir / category,
+            device=device,
+            card=c.card_settings(card_memory, card_storage),
+            weights=weights,
+            rebuild_index=rebuild_index,
         )
         o.warn_random(bundle.manifest.weights, out.say)
         for number, path in enumerate(images):

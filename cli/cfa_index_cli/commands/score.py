@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cfa_index_cli import engines as e, options as o
+from cfa_index_cli import cards as c, engines as e, options as o
 
 READING, GOING_ON = "Reading", "Going on"
 _WORKERS_AT_MOST = 8
@@ -113,6 +113,8 @@ def score_command(
     weights: o.BundleWeights = None,
     rebuild_index: o.RebuildIndex = False,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     log_level: o.LogLevel = None,
     json_file: o.Json = None,
@@ -144,6 +146,7 @@ def score_command(
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.stopping import stopping
 
+    card = c.card_settings(card_memory, card_storage)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
@@ -151,6 +154,7 @@ def score_command(
         bundle = ModelBundle.load(
             models_dir / category,
             device=device,
+            card=card,
             weights=weights,
             rebuild_index=rebuild_index,
             precision=precision.value,
@@ -173,6 +177,7 @@ def score_command(
                         gpus_per_actor=gpus_per_actor,
                     ),
                     device=device,
+                    card=card,
                     weights=weights,
                     rebuild_index=rebuild_index,
                     compiled=compiled,

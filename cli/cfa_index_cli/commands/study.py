@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfa_index.specs import INDEX_NAMES
-from cfa_index_cli import model_options as m, options as o
+from cfa_index_cli import cards as c, model_options as m, options as o
 
 if TYPE_CHECKING:
     from cfa_index import StudySpec
@@ -90,6 +90,8 @@ def study_command(
     held_out: m.HeldOut = None,
     seed: m.Seed = None,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -170,6 +172,7 @@ def study_command(
             "backbone": network,
             "features_dir": features_dir,
             "device": resolve_device(device),
+            "card": c.card_settings(card_memory, card_storage),
             "threads": threads or 2,
             "listener": out.listener,
         }

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfa_index.specs import LARGEST_SEED
-from cfa_index_cli import engines as e, options as o
+from cfa_index.specs import LARGEST_SEED, CardSpec
+from cfa_index_cli import cards as c, engines as e, options as o
 
 if TYPE_CHECKING:
     from cfa_index import Listener, TrainReport
@@ -92,6 +92,8 @@ def train_command(
     ] = False,
     weights: o.BundleWeights = None,
     device: o.Device = "auto",
+    card_memory: c.CardMemory = None,
+    card_storage: c.CardStorage = None,
     threads: o.Threads = None,
     engine: e.CategoriesEngine = e.EngineName.LOCAL,
     gpus_per_actor: e.GpusPerActor = 0.0,
@@ -148,6 +150,7 @@ def train_command(
             features_dir=features_dir,
             seed=seed,
             device=device,
+            card=c.card_settings(card_memory, card_storage),
             threads=threads,
             weights=weights,
             keep_epochs=keep_epochs,
@@ -186,6 +189,7 @@ class _Train:
     features_dir: Path
     seed: int | None
     device: str
+    card: CardSpec
     threads: int | None
     weights: Path | None
     keep_epochs: bool
@@ -211,6 +215,7 @@ class _Train:
             features_dir=self.features_dir,
             seed=self.seed,
             device=self.device,
+            card=self.card,
             weights=self.weights,
             keep_epochs=self.keep_epochs,
             listener=listener,

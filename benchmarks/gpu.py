@@ -1,0 +1,245 @@
+"""What a card does: Table 6 of the paper, bank size, training, batch scoring, the roofline of search.
+
+    python -m benchmarks.gpu [--device cuda] [--only a,b,c,d,e,f] [--json FILE]
+    python -m benchmarks.gpu --quick
+    python -m benchmarks.gpu --device cpu
+
+a  Table 6: images a second end to end beside the network's forward pass alone, for every backbone, fp32 and
+   bf16; wide_resnet50_2 at the paper's four gammas. The paper's figures are theirs, on their card.
+b  bank size, 10^3 to 10^7 memories, against throughput: Flat in fp32 and with fp16 storage, and inverted files, at
+   the default model's width and at that of EfficientNet-Lite0.
+c  a training step: ratio to the network's forward pass of the same batch, and to its bare matrix products; how
+   often the host waits for the card.
+d  batch scoring from decoded pixels on the host, pinned and pageable, and what the copies cost.
+e  the roofline of search: achieved over attainable, against a copy and matrix products of the same run.
+f  operations that a training step and a batch of scoring ask torch for: on a card each is a launch.
+
+Under 8 minutes on a card: a section begins nothing more when its time is spent, and says what it left out. Weights
+and pixels are random: speed does not depend on them. Times are CUDA events, medians of measurements in turn after a
+warm-up; a ratio stands beside its reference of the same run. On a CPU, and with --quick, the same code runs on
+tiny sizes: that proves the way and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_case import make_case, on_device
+from benchmarks.gpu_clock import Budget, Clock, describe_device
+from benchmarks.gpu_operations import OperationRow, count_operations, operation_table
+from benchmarks.gpu_roofline import measure_peaks, measure_roofline, roofline_table
+from benchmarks.gpu_scoring import batch_table, measure_batches, measure_throughput, throughput_table
+from benchmarks.gpu_sizes import SizePlan, measure_sizes, size_table
+from benchmarks.gpu_training import measure_steps, step_table, trainer_of
+from benchmarks.paper.published import TABLE_6
+from cfa_index import FeatureSpec, backbone_names, resolve_device, set_threads, usable_cores
+
+PAPER_STRIDES = (4, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large everything is.
+
+    Attributes:
+        networks: of a, each with its gammas; the first of them is that of c, d and f, too.
+        size_px: side of the images.
+        batch: images a forward pass, of a and d; a training step has 4.
+        batches: of d.
+        memories, widths: of b.
+        patches, images: of b, of an image and how many are searched for at a time.
+        shapes: (n, M, D') of e.
+        copy_bytes, side: of e's copy and square product.
+        repeats: measurements of each.
+    """
+
+    networks: Sequence[tuple[str, Sequence[str]]]
+    size_px: int
+    batch: int
+    batches: int
+    memories: Sequence[int]
+    widths: Sequence[int]
+    patches: int
+    images: int
+    shapes: Sequence[tuple[int, int, int]]
+    copy_bytes: int
+    side: int
+    repeats: int
+
+
+FULL = Sizes(
+    networks=[(name, tuple(TABLE_6) if name == "wide_resnet50_2" else ("1/4",)) for name in backbone_names()],
+    size_px=224,
+    batch=32,
+    batches=16,
+    memories=[10**power for power in range(3, 8)],
+    widths=[152, 1536],
+    patches=784,
+    images=8,
+    shapes=[
+        (784, 3136, 1536),
+        (3136, 3136, 1792),
+        (100_352, 784, 448),
+        (25_088, 3136, 1536),
+        (784, 1_000_000, 152),
+        (25_088, 1_000_000, 152),
+    ],
+    copy_bytes=1 << 30,
+    side=8192,
+    repeats=5,
+)
+TINY = Sizes(
+    networks=[("resnet18", ("1/4",))],
+    size_px=32,
+    batch=2,
+    batches=2,
+    memories=[100, 1000],
+    widths=[8],
+    patches=16,
+    images=2,
+    shapes=[(16, 100, 8)],
+    copy_bytes=1 << 12,
+    side=16,
+    repeats=1,
+)
+SECONDS = {"a": 130.0, "b": 170.0, "c": 30.0, "d": 50.0, "e": 40.0, "f": 20.0}
+"""Budget of each section: 440 s together, and importing and making networks are in it."""
+STEP_BATCH = 4
+"""Images of a training step, as in the paper."""
+
+
+def run(
+    device: torch.device,
+    sizes: Sizes,
+    only: Sequence[str],
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """The sections asked for, told as they end; for JSON."""
+    clock = Clock(device, sizes.repeats)
+    features = [
+        (FeatureSpec(backbone=name, strides=PAPER_STRIDES, size_px=sizes.size_px), gammas)
+        for name, gammas in sizes.networks
+    ]
+    first, gammas = features[0]
+    plan = SizePlan(
+        sizes=sizes.memories, widths=sizes.widths, patches=sizes.patches, images=sizes.images, seed=seed
+    )
+
+    def throughput(budget: Budget) -> tuple[Any, str]:
+        rows = measure_throughput(clock, budget, features, batch=sizes.batch, seed=seed)
+        return rows, throughput_table(rows)
+
+    def bank_sizes(budget: Budget) -> tuple[Any, str]:
+        rows = measure_sizes(clock, budget, plan)
+        return rows, size_table(rows)
+
+    def steps(budget: Budget) -> tuple[Any, str]:
+        rows = measure_steps(clock, budget, first, gammas, batch=STEP_BATCH, seed=seed)
+        return rows, step_table(rows)
+
+    def batches(budget: Budget) -> tuple[Any, str]:
+        default = FeatureSpec(backbone=first.backbone, size_px=sizes.size_px)
+        rows = measure_batches(
+            clock,
+            budget,
+            default,
+            batches=sizes.batches,
+            batch=sizes.batch,
+            compiled=compiled,
+            seed=seed,
+        )
+        return rows, batch_table(rows)
+
+    def roofline(budget: Budget) -> tuple[Any, str]:
+        peaks = measure_peaks(clock, copy_bytes=sizes.copy_bytes, side=sizes.side)
+        rows = measure_roofline(clock, budget, peaks, sizes.shapes, seed=seed)
+        return [peaks, *rows], roofline_table(peaks, rows)
+
+    def operations(budget: Budget) -> tuple[Any, str]:
+        del budget
+        rows = operations_of(first, gammas[-1], device, batch=STEP_BATCH, seed=seed)
+        return rows, operation_table(rows)
+
+    sections = {
+        "a": ("Table 6: throughput", throughput),
+        "b": ("bank size against throughput", bank_sizes),
+        "c": ("training step", steps),
+        "d": ("batch scoring from the host", batches),
+        "e": ("roofline of search", roofline),
+        "f": ("operations", operations),
+    }
+    results: dict[str, Any] = {}
+    for letter in only:
+        title, measure = sections[letter]
+        budget = Budget(SECONDS[letter])
+        rows, table = measure(budget)
+        say(f"\n{letter}: {title}, {budget.spent():.1f} s\n{table}")
+        for line in budget.left_out:
+            say(f"left out: {line}")
+        results[letter] = {"rows": [asdict(row) for row in rows], "left_out": budget.left_out}
+    return results
+
+
+def operations_of(
+    features: FeatureSpec, gamma: str, device: torch.device, *, batch: int, seed: int
+) -> list[OperationRow]:
+    """What scoring and training ask torch for."""
+    case = make_case(on_device(features, "fp32", device, seed), features, gamma, device, seed)
+    pixels, frames = case.pixels(batch, seed).to(device), case.frames(batch)
+    levels = case.backbone.pyramid(pixels)
+    return count_operations(
+        {
+            "network and pooling": partial(case.backbone.pyramid, pixels),
+            "levels to scores": partial(case.scorer.score_pyramid, levels, frames),
+            "training step": partial(trainer_of(case, batch).step, levels),
+        }
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--only", default="a,b,c,d,e,f", help="some of a,b,c,d,e,f")
+    parser.add_argument("--compile", action="store_true", help="compile the networks of d, too; minutes more")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes on a card, too")
+    parser.add_argument(
+        "--threads", type=int, default=usable_cores(), help="default: all; they build indexes"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    only = given.only.split(",")
+    if unknown := set(only) - set(SECONDS):
+        parser.error(f"--only takes some of {','.join(SECONDS)}, not {', '.join(sorted(unknown))}")
+    set_threads(given.threads)
+    device = resolve_device(given.device)
+    tiny = given.quick or device.type == "cpu"
+    print(describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads), flush=True)
+    results = run(
+        device,
+        TINY if tiny else FULL,
+        only,
+        seed=given.seed,
+        say=partial(print, flush=True),
+        compiled=given.compile,
+    )
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
