@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
+import cfa_index.bundle  # and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
@@ -346,6 +346,7 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
+        cfa_index.resolve_device("cpu")  # the package keeps what it gave once: so it has the true one to go back to
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
