@@ -20,15 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
+from cfa_index.backbones import Backbone, backbone_from_state, forward_bytes, load_backbone
 from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
 from cfa_index.bundle.generations import Content, changed_files, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
+from cfa_index.card_memory import make_room
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import check_inference, resolve_device
 from cfa_index.errors import BundleError, SpecError
+from cfa_index.footprint import Footprint, scoring_footprint
 from cfa_index.images import ImageBatch, Source, load_batches
 from cfa_index.scorer import Scorer, require_numbers
 from cfa_index.specs import CardSpec, Precision
@@ -117,6 +119,7 @@ class ModelBundle:
                 those that it was made with.
             WeightsError: the weights are missing or unreadable.
             DeviceError: the device is not there, cannot multiply bfloat16, or there is no compiler.
+            CardMemoryError: the card has no room for it.
             SpecError: another word for a device or a precision.
         """
         target = resolve_device(device)
@@ -148,7 +151,7 @@ class ModelBundle:
                     if embedded
                     else "hand over the same file with --weights",
                 )
-        backbone.to(target).for_inference(precision, compiled=compiled)
+        backbone.put_on(target).for_inference(precision, compiled=compiled)
         return cls(folder, manifest, backbone, target, card=card, rebuild_index=rebuild_index)
 
     @staticmethod
@@ -186,6 +189,29 @@ class ModelBundle:
                 remedy="give another value for threshold",
             )
         return self.threshold if given is None else given
+
+    def batch_footprint(self, images: int) -> Footprint:
+        """What scoring so many images at once takes of a card, beside the model itself."""
+        features, score = self.manifest.spec.features, self.manifest.spec.score
+        shortlist = self.manifest.index.shortlist if self.manifest.index else 0
+        return scoring_footprint(
+            images=images,
+            size_px=features.size_px,
+            network_bytes=forward_bytes(self.backbone, images, features.size_px),
+            patches=features.patches_per_image,
+            width=self.descriptor.width,
+            k=score.neighbors,
+            shortlist=max(shortlist, score.neighbors),
+        )
+
+    def require_room(self, images: int) -> None:
+        """Refuse batches that the model's card has no room for; on the CPU nothing.
+
+        Raises:
+            CardMemoryError: the message names what takes most.
+        """
+        if self.bank.device.type != "cpu":
+            make_room(self.batch_footprint(images), self.bank.device)
 
     @shared_threads()
     def score(

@@ -117,6 +117,7 @@ def open_run(
         DatasetError: the folder is missing or holds no image.
         SpecError: the threshold is not finite, or a number is out of its range.
         OutputError: the target lies inside the folder, is another run's, or cannot be read.
+        CardMemoryError: the model's card has no room for such batches.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -127,6 +128,7 @@ def open_run(
             raise SpecError(
                 expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
             )
+    bundle.require_room(batch_size)
     limit = bundle.threshold_or(threshold)
     source, target = open_place(folder), open_place(output)
     require_apart(source, target)

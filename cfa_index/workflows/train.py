@@ -112,6 +112,7 @@ def train(
         SpecError: K + J is larger than the bank, `drop_last` leaves no batch, or too few images were held
             out for `select`.
         DatasetError: `select` needs a held-out image that is gone or was changed.
+        CardMemoryError: a card has no room for the model or a step.
     """
     with category_lock(models_dir / category):
         return _train(
@@ -162,6 +163,7 @@ def _train(
     else:
         radius = spec.radius
     trainer = Trainer(phi, start.bank, spec, radius)
+    trainer.require_room(store.header)
     identity = {"parent": bundle.manifest.generation, "manifest": bundle.manifest.to_dict()["sha256"]}
     identity |= {"train": str(spec.to_dict())}
     keeping = keep_epochs or selection is not None

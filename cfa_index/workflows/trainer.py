@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from cfa_index.bank import MemoryBank
+from cfa_index.card_memory import card_memory, make_room
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.errors import BankError
+from cfa_index.footprint import SMALLER_BATCH, training_footprint
 from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
 from cfa_index.specs import TrainSpec
-from cfa_index.store import PatchStore
+from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.checkpoint import Checkpoint
 from cfa_index.workflows.train_batches import TrainBatch, train_batches
@@ -93,17 +95,35 @@ class Trainer:
         Returns:
             (4,) float32 on the device: L_att, L_rep, the mean rooted distance to the K nearest memories, and r
             after the update. On a card NaN where a patch was not finite.
+
+        Raises:
+            CardMemoryError: a card's memory runs out.
         """
-        patches = _patches(self.descriptor, levels, inspected)
-        found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
-        sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
-        terms = self.loss(sq_distances)
-        self.optimizer.zero_grad(set_to_none=True)
-        (terms.total * self.spec.loss_scale).backward()
-        self.optimizer.step()
-        distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
-        figures = (terms.attraction, terms.repulsion, distance, self.loss.radius)
-        return torch.stack([figure.detach() for figure in figures])
+        with card_memory(self.bank.device, f"training on {len(levels[0])} images", lower=SMALLER_BATCH):
+            patches = _patches(self.descriptor, levels, inspected)
+            found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
+            sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
+            terms = self.loss(sq_distances)
+            self.optimizer.zero_grad(set_to_none=True)
+            (terms.total * self.spec.loss_scale).backward()
+            self.optimizer.step()
+            distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
+            figures = (terms.attraction, terms.repulsion, distance, self.loss.radius)
+            return torch.stack([figure.detach() for figure in figures])
+
+    def require_room(self, header: StoreHeader) -> None:
+        """Refuse steps with pyramids of a store that a card has no room for; on the CPU nothing.
+
+        Raises:
+            CardMemoryError: the message names what takes most.
+        """
+        needed = training_footprint(
+            images=self.spec.batch_size,
+            shapes=[(depth, *grid) for depth, grid in zip(header.channels, header.grids, strict=True)],
+            width=self.descriptor.width,
+            k=self.spec.attract + self.spec.repel,
+        )
+        make_room(needed, self.bank.device)
 
 
 def train_epoch(
