@@ -346,7 +346,9 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
-        cfa_index.resolve_device("cpu")  # the package keeps what it gave once: so it has the true one to go back to
+        cfa_index.resolve_device(
+            "cpu"
+        )  # the package keeps what it gave once: so it has the true one to go back to
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)

@@ -6,6 +6,7 @@ convolutions in TF32, whose 11 bits make a score differ by up to a hundredth.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,13 +17,14 @@ import batch
 import made_up
 import numpy as np
 import pytest
+import torch
 from fake_card import fake_card
 from made_up import Workplace, cfa
 
-from cfa_index import ImageScore, ModelBundle
+from cfa_index import CardSpec, ImageScore, ModelBundle, SpreadBank, current_generation
 from cfa_index.bank import make_index
 from cfa_index.bundle import index_contents, write_generation
-from cfa_index.specs import INDEX_NAMES, IndexSpec
+from cfa_index.specs import INDEX_NAMES, IndexSpec, Spread
 
 NAMES = [name for name in INDEX_NAMES if name != "auto"]
 
@@ -156,3 +158,40 @@ def test_the_commands_say_on_a_card_what_they_say_on_a_cpu(
     for name in ("image_auroc", "pixel_auroc", "aupro", "image_f1", "image_f1_threshold", "threshold"):
         assert measures["cuda"][name] == pytest.approx(measures["cpu"][name], rel=card.rtol), name
     assert scores["cuda"] == pytest.approx(scores["cpu"], rel=card.rtol)
+
+
+@pytest.fixture
+def cards(card: Card) -> Card:
+    """Two of them."""
+    if card.opened is nullcontext and torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    return card
+
+
+@pytest.mark.parametrize("spread", ["replicas", "shards"])
+def test_a_model_over_two_cards_scores_as_on_one_cpu(place: Workplace, cards: Card, spread: Spread) -> None:
+    images = images_of(place)
+    with cards.opened():
+        bundle = ModelBundle.load(place.models / "weave", device="cuda:0,1", card=CardSpec(spread=spread))
+        assert isinstance(bundle.bank, SpreadBank)
+        spread_over = bundle.score(images)
+    assert_same(spread_over, ModelBundle.load(place.models / "weave").score(images), cards.rtol)
+
+
+def test_training_over_two_cards_takes_replicas_and_says_so(
+    place: Workplace, cards: Card, tmp_path: Path
+) -> None:
+    logs = {}
+    for device in ("cuda:0", "cuda:0,1"):
+        copy = made_up.copied(place, tmp_path / device)
+        train = ("train", "-c", "weave", *copy.stores, "--epochs", "1", "--device", device)
+        with cards.opened():
+            if "," in device:
+                refused = cfa(*train, "--card-spread", "shards").error_line
+                assert "training gathers from, got a bank in shards on" in refused
+                assert "--card-spread replicas" in refused
+            assert cfa(*train).code == 0
+        generation = current_generation(copy.models / "weave")
+        rows = list(csv.DictReader((generation / "train_log.csv").open()))
+        logs[device] = [float(row[name]) for row in rows for name in ("attraction", "radius")]
+    assert logs["cuda:0,1"] == pytest.approx(logs["cuda:0"], rel=cards.rtol)
