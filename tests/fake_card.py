@@ -125,9 +125,12 @@ class FakeCard(TorchDispatchMode):
         cards = [one for one in flat if isinstance(one, CardTensor)]
         wanted = given.get("device")
         wanted = None if wanted is None else torch.device(wanted)
-        to_meta = wanted is not None and wanted.type == "meta"
+        # Without a number it is torch's own, which holds shapes alone.
+        to_meta = wanted is not None and wanted.type == "meta" and wanted.index is not None
         if not cards and not to_meta:
             return func(*args, **given)
+        if wanted == torch.device("meta"):
+            return func(*tree_map(_held, args), **given)
         if func in _COPIES:
             return self._copied(func, args, given, wanted)
         if func in _WAITS:
@@ -346,9 +349,8 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
-        cfa_index.resolve_device(
-            "cpu"
-        )  # the package keeps what it gave once: so it has the true one to go back to
+        # The package keeps what it once gave: so it has the true one to go back to.
+        assert cfa_index.resolve_device("cpu").type == "cpu"
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)

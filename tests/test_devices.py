@@ -37,7 +37,7 @@ def test_several_cards_are_named_in_a_list(monkeypatch: pytest.MonkeyPatch) -> N
         resolve_devices("cuda:1,0,1")
     with pytest.raises(DeviceError, match="CUDA device 3, got 3"):
         resolve_devices("cuda:0,3")
-    with pytest.raises(SpecError, match="one device, got 'cuda:0,1'; .* take several"):
+    with pytest.raises(SpecError, match=r"one device, got 'cuda:0,1'; .* take several"):
         resolve_device("cuda:0,1")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cfa_index.bank.card import CardFlat, CardHalf, card_of
 from cfa_index.bank.exact import nearest_rows
 from cfa_index.bank.half import HalfProducts
-from cfa_index.errors import BankError
+from cfa_index.bank.neighbors import not_finite
 from cfa_index.specs import CardSpec
 
 _MOST_HALVED = 1 << 28
@@ -53,11 +53,7 @@ class HostFlat:
         )
         # FAISS never returns a row for a NaN or infinite query: its heap keeps -1.
         if len(ids) and int(ids.min()) < 0:
-            raise BankError(
-                expected="finite queries",
-                got="a NaN or infinite patch feature",
-                remedy="check the image, the weights and the precision",
-            )
+            raise not_finite()
         return sq_distances, ids
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
