@@ -14,6 +14,7 @@ from .backbones import (
     timm_offer as timm_offer,
 )
 from .bank import (
+    Bank as Bank,
     IndexChoice as IndexChoice,
     IndexState as IndexState,
     IndexTrial as IndexTrial,
@@ -21,6 +22,7 @@ from .bank import (
     Neighbors as Neighbors,
     PatchSources as PatchSources,
     SearchIndex as SearchIndex,
+    SpreadBank as SpreadBank,
     build_faiss as build_faiss,
     exact_sq_distances as exact_sq_distances,
     faiss_version as faiss_version,
@@ -71,6 +73,7 @@ from .devices import (
     cpp_compiler as cpp_compiler,
     multiplies_bf16 as multiplies_bf16,
     resolve_device as resolve_device,
+    resolve_devices as resolve_devices,
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, Neighbors, not_finite, shared_threads
+from cfa_index.bank import Bank, Neighbors, not_finite, shared_threads
 from cfa_index.card_memory import card_memory
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.footprint import SMALLER_BATCH
@@ -70,7 +70,7 @@ class Scorer:
         self,
         backbone: Backbone,
         descriptor: PatchDescriptor,
-        bank: MemoryBank,
+        bank: Bank,
         *,
         features: FeatureSpec,
         score: ScoreSpec,

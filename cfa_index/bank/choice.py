@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
+from cfa_index.bank.cards import Bank
 from cfa_index.bank.index import SearchIndex
-from cfa_index.bank.memory import MemoryBank
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
@@ -48,7 +48,7 @@ def make_index(
     seed: int,
     budget_bytes: int = LISTS_BYTES,
     scratch_dir: Path | None = None,
-    flat: MemoryBank | None = None,
+    flat: Bank | None = None,
     listener: Listener = ignore,
 ) -> IndexChoice:
     """Build the index that a spec asks for and tune it on held-out patches.

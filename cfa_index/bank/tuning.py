@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfa_index.bank.cards import Bank
 from cfa_index.bank.exact import exact_sq_distances
 from cfa_index.bank.index import SearchIndex, tunable
 from cfa_index.bank.memory import MemoryBank
@@ -62,7 +63,7 @@ class Truth:
         *,
         k: int,
         patches_per_image: int,
-        flat: MemoryBank | None = None,
+        flat: Bank | None = None,
     ) -> None:
         if len(queries) < 2:
             raise BankError(

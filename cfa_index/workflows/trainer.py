@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_index.bank import MemoryBank, not_finite
+from cfa_index.bank import Bank, not_finite
 from cfa_index.card_memory import card_memory, make_room
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.footprint import SMALLER_BATCH, training_footprint
@@ -63,11 +63,15 @@ class Trainer:
 
     Attributes:
         uploads, downloads: the ways to the bank's device and back.
+
+    Raises:
+        DeviceError: the bank is in shards over several cards.
     """
 
-    def __init__(self, descriptor: PatchDescriptor, bank: MemoryBank, spec: TrainSpec, radius: float) -> None:
+    def __init__(self, descriptor: PatchDescriptor, bank: Bank, spec: TrainSpec, radius: float) -> None:
         self.descriptor = descriptor.train()
         self.bank = bank
+        self._memories = bank.tensor  # (M, D'); of a bank in shards no card has them all, and this says so
         self.spec = spec
         self.uploads, self.downloads = Uploads(bank.device), Downloads(bank.device)
         self.loss = HypersphereLoss(
@@ -105,7 +109,7 @@ class Trainer:
         with card_memory(self.bank.device, f"training on {len(levels[0])} images", lower=SMALLER_BATCH):
             patches = _patches(self.descriptor, levels, inspected)
             found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
-            sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
+            sq_distances = neighbor_sq_distances(patches, self._memories, found.ids, found.sq_distances)
             terms = self.loss(sq_distances)
             self.optimizer.zero_grad(set_to_none=True)
             (terms.total * self.spec.loss_scale).backward()
@@ -177,7 +181,7 @@ def train_epoch(
 
 
 def median_radius(
-    store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: MemoryBank, spec: TrainSpec
+    store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: Bank, spec: TrainSpec
 ) -> float:
     """Root of the median squared distance of good patches to their K-th memory, under phi.
 

@@ -192,7 +192,10 @@ OneCategory = Annotated[str, typer.Option("--category", "-c", help="Name of the 
 Device = Annotated[
     str,
     typer.Option(
-        "--device", envvar="CFA_INDEX_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN
+        "--device",
+        envvar="CFA_INDEX_DEVICE",
+        help="auto, cpu, cuda or cuda:N; several cards, cuda:0,1, where there is --card-spread.",
+        rich_help_panel=RUN,
     ),
 ]
 Threads = Annotated[
