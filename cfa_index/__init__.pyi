@@ -111,6 +111,10 @@ from .files import (
     write_json as write_json,
     writing as writing,
 )
+from .footprint import (
+    half_footprint as half_footprint,
+    memories_footprint as memories_footprint,
+)
 from .hypersphere import (
     HypersphereLoss as HypersphereLoss,
     LossTerms as LossTerms,

@@ -19,7 +19,7 @@ from benchmarks.gpu_operations import count_operations
 from benchmarks.gpu_roofline import Peaks, measure_roofline, roof_row
 from benchmarks.gpu_scoring import measure_batches, measure_throughput
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, too_large
-from cfa_index.errors import WeightsError
+from cfa_index.errors import CardMemoryError, WeightsError
 from cfa_index.specs import FeatureSpec
 
 CPU = torch.device("cpu")
@@ -53,8 +53,12 @@ def test_every_section_goes_through_a_card(device: torch.device, monkeypatch: py
         monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices, "meta"])
     found = run(device, TINY, list(SECONDS), seed=0, say=lambda _: None)
     assert all(section["rows"] for section in found.values())
-    operations = {row["job"]: row for row in found["f"]["rows"]}
-    assert [row["waits"] for row in operations.values()] == [0, 0, 0]
+    _, scoring, step = found["f"]["rows"]
+    assert (scoring["job"], step["job"]) == ("levels to scores", "training step")
+    # What docs/gpu.md says of a step on a card, which is bound by its launches.
+    assert scoring["launches"] <= 60
+    assert step["launches"] <= 100
+    assert (scoring["waits"], step["waits"]) == (0, 0)
 
 
 def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +117,17 @@ def test_memory_time_and_flat_itself_are_said_where_they_decide() -> None:
     assert [(row.kind, row.made) for row in rows][2:] == [("flat", "flat")]
     assert len(budget.left_out) == 1
     assert budget.left_out[0].startswith("10,000,000,000 x 4: ")
+
+
+def test_a_card_that_runs_out_all_the_same_ends_a_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise CardMemoryError(expected="room", got="none", remedy="take less")
+
+    monkeypatch.setattr("benchmarks.gpu_sizes._at_size", refuse)
+    plan = SizePlan(sizes=[20, 30], widths=[4], patches=4, images=1, seed=0)
+    budget = Budget(60.0)
+    assert measure_sizes(Clock(CPU, 1), budget, plan) == []
+    assert budget.left_out == [f"{size} x 4: expected room, got none; take less" for size in (20, 30)]
 
 
 def test_an_index_waits_for_flat_at_the_next_size(monkeypatch: pytest.MonkeyPatch) -> None:
