@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
 from functools import partial
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import FULL, SECONDS, TINY, main, run
+from benchmarks.gpu import FULL, SECONDS, TINY, Run, main
 from benchmarks.gpu_case import precisions_of
 from benchmarks.gpu_clock import Budget, Clock, Timing, describe_device, draw_patches, free_bytes
 from benchmarks.gpu_operations import count_operations
@@ -46,19 +45,28 @@ def test_every_section_goes_through_a_card(device: torch.device, monkeypatch: py
         pytest.skip("the command's own test")
     if device.type != "cuda":  # as on a card of 2018
         monkeypatch.setattr("benchmarks.gpu_case.multiplies_bf16", lambda _: False)
-        optimizer = importlib.import_module(
-            "torch.optim.optimizer"
-        )  # the CPU's kernel answers for the fake card
-        devices = optimizer._get_fused_kernels_supported_devices()
-        monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices, "meta"])
-    found = run(device, TINY, list(SECONDS), seed=0, say=lambda _: None)
-    assert all(section["rows"] for section in found.values())
-    _, scoring, step = found["f"]["rows"]
+    run = Run(device=device, sizes=TINY)
+    found = {letter: run.section(letter) for letter in SECONDS}
+    assert all(section.rows for section in found.values())
+    _, scoring, step = found["f"].rows
     assert (scoring["job"], step["job"]) == ("levels to scores", "training step")
     # What docs/gpu.md says of a step on a card, which is bound by its launches.
     assert scoring["launches"] <= 60
     assert step["launches"] <= 100
     assert (scoring["waits"], step["waits"]) == (0, 0)
+
+
+def test_a_section_that_fails_says_so_and_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("benchmarks.gpu.measure_peaks", refuse)
+    section = Run(device=CPU, sizes=TINY).section("e")
+    assert section.rows == []
+    assert section.text.splitlines()[1:] == [
+        "nothing was measured",
+        "left out: all of it: CUDA out of memory. Tried to allocate 2.00 GiB.",
+    ]
 
 
 def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +93,6 @@ def test_nothing_is_begun_that_does_not_fit_the_time_that_is_left() -> None:
 
 
 def test_without_time_everything_is_left_out_and_said() -> None:
-    found = run(CPU, TINY, ["f"], seed=0, say=lambda _: None)
-    assert found["f"]["left_out"] == []
     clock, budget = Clock(CPU, 1), Budget(0.0)
     plan = SizePlan(sizes=[10], widths=[8], patches=4, images=1, seed=0)
     peaks = Peaks(bytes_per_s=1.0, flops={"fp32": 1.0})
@@ -167,8 +173,8 @@ def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch
 def test_compiled_networks_come_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network, **_: asked.append(network))
-    found = run(CPU, TINY, ["d"], seed=0, say=lambda _: None, compiled=True)
-    assert [row["mode"] for row in found["d"]["rows"]] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
+    found = Run(device=CPU, sizes=TINY, compiled=True).section("d")
+    assert [row["mode"] for row in found.rows] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
     assert len(asked) == 2
 
 
