@@ -76,6 +76,13 @@ class SelectName(StrEnum):
     SYNTHETIC = "synthetic"
 
 
+class DecodeName(StrEnum):
+    """Where JPEGs become pixels."""
+
+    HOST = "host"
+    CARD = "card"
+
+
 class PrecisionName(StrEnum):
     """What products are computed in."""
 
