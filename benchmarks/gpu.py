@@ -1,6 +1,6 @@
 """What a card does: Table 6 of the paper, bank size, training, batch scoring, the roofline of search.
 
-    python -m benchmarks.gpu [--device cuda] [--only a,b,c,d,e,f] [--json FILE]
+    python -m benchmarks.gpu [--device cuda] [--only a,b,c,d,e,f,g] [--json FILE]
     python -m benchmarks.gpu --quick
     python -m benchmarks.gpu --device cpu
 
@@ -13,6 +13,7 @@ c  a training step: ratio to the network's forward pass of the same batch, and t
 d  batch scoring from decoded pixels on the host, pinned and pageable, and what the copies cost.
 e  the roofline of search: achieved over attainable, against a copy and matrix products of the same run.
 f  operations that a training step and a batch of scoring ask torch for: on a card each is a launch.
+g  JPEGs decoded on the card beside a core of the host: whether `--decode card` pays.
 
 Under 8 minutes on a card: a section begins nothing more when its time is spent, and says what it left out. Weights
 and pixels are random: speed does not depend on them. Times are CUDA events, medians of measurements in turn after a
@@ -33,6 +34,7 @@ import torch
 
 from benchmarks.gpu_case import make_case, on_device
 from benchmarks.gpu_clock import Budget, Clock, describe_device
+from benchmarks.gpu_decoding import decode_table, measure_decoding
 from benchmarks.gpu_operations import OperationRow, count_operations, operation_table
 from benchmarks.gpu_roofline import measure_peaks, measure_roofline, roofline_table
 from benchmarks.gpu_scoring import batch_table, measure_batches, measure_throughput, throughput_table
@@ -58,6 +60,7 @@ class Sizes:
         patches, images: of b, of an image and how many are searched for at a time.
         shapes: (n, M, D') of e.
         copy_bytes, side: of e's copy and square product.
+        jpegs_px, jpegs: of g, sides of its images and how many are decoded at a time.
         repeats: measurements of each.
     """
 
@@ -72,6 +75,8 @@ class Sizes:
     shapes: Sequence[tuple[int, int, int]]
     copy_bytes: int
     side: int
+    jpegs_px: Sequence[int]
+    jpegs: int
     repeats: int
 
 
@@ -94,6 +99,8 @@ FULL = Sizes(
     ],
     copy_bytes=1 << 30,
     side=8192,
+    jpegs_px=[300, 1024],
+    jpegs=32,
     repeats=5,
 )
 TINY = Sizes(
@@ -108,9 +115,11 @@ TINY = Sizes(
     shapes=[(16, 100, 8)],
     copy_bytes=1 << 12,
     side=16,
+    jpegs_px=[40],
+    jpegs=2,
     repeats=1,
 )
-SECONDS = {"a": 130.0, "b": 170.0, "c": 30.0, "d": 50.0, "e": 40.0, "f": 20.0}
+SECONDS = {"a": 130.0, "b": 160.0, "c": 30.0, "d": 50.0, "e": 40.0, "f": 10.0, "g": 20.0}
 """Budget of each section: 440 s together, and importing and making networks are in it."""
 STEP_BATCH = 4
 """Images of a training step, as in the paper."""
@@ -156,6 +165,7 @@ class Run:
             "d": ("batch scoring from the host", self._batches),
             "e": ("roofline of search", self._roofline),
             "f": ("operations", self._operations),
+            "g": ("JPEGs decoded", self._decoding),
         }[letter]
         budget = Budget(SECONDS[letter])
         rows: Sequence[Any] = []
@@ -224,6 +234,12 @@ class Run:
         rows = operations_of(self._features(name), gammas[-1], self.device, batch=STEP_BATCH, seed=self.seed)
         return rows, operation_table(rows)
 
+    def _decoding(self, budget: Budget) -> _Measured:
+        sizes = self.sizes
+        features = self._features(sizes.networks[0][0])
+        rows = measure_decoding(self._clock, budget, features, sizes.jpegs_px, images=sizes.jpegs)
+        return rows, decode_table(rows)
+
 
 def operations_of(
     features: FeatureSpec, gamma: str, device: torch.device, *, batch: int, seed: int
@@ -247,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--only", default="a,b,c,d,e,f", help="some of a,b,c,d,e,f")
+    parser.add_argument("--only", default=",".join(SECONDS), help="some of them [default: all]")
     parser.add_argument("--compile", action="store_true", help="compile the networks of d, too; minutes more")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on a card, too")
     parser.add_argument(

@@ -125,8 +125,10 @@ from .hypersphere import (
     repulsion_loss as repulsion_loss,
 )
 from .images import (
+    CardDecoder as CardDecoder,
     Category as Category,
     Frame as Frame,
+    Jpeg as Jpeg,
     TestImage as TestImage,
     decode as decode,
     frame_of as frame_of,

@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu import FULL, SECONDS, TINY, Run, main
 from benchmarks.gpu_case import precisions_of
 from benchmarks.gpu_clock import Budget, Clock, Timing, describe_device, draw_patches, free_bytes
+from benchmarks.gpu_decoding import measure_decoding
 from benchmarks.gpu_operations import count_operations
 from benchmarks.gpu_roofline import Peaks, measure_roofline, roof_row
 from benchmarks.gpu_scoring import measure_batches, measure_throughput
@@ -176,6 +177,13 @@ def test_compiled_networks_come_when_asked_for(monkeypatch: pytest.MonkeyPatch) 
     found = Run(device=CPU, sizes=TINY, compiled=True).section("d")
     assert [row["mode"] for row in found.rows] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
     assert len(asked) == 2
+
+
+def test_without_time_no_jpeg_is_decoded() -> None:
+    late = Budget(0.0)
+    features = FeatureSpec(backbone="resnet18", size_px=32)
+    assert measure_decoding(Clock(CPU, 1), late, features, [40], images=1) == []
+    assert late.left_out == ["40 px: 0 s expected, 0 s left"]
 
 
 def test_quartiles_are_those_of_the_measurements() -> None:
