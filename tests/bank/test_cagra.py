@@ -17,7 +17,7 @@ from vectors import clustered
 
 from cfa_index.bank import MemoryBank, build_faiss, changed_faiss, cuvs, make_index, read_faiss, recipes_of
 from cfa_index.bank.cagra import FEWEST_FOR_CAGRA, cagra_index, cagra_of, fill_graph, neighbor_lists
-from cfa_index.bank.card_graph import aligned, completed, walk_width
+from cfa_index.bank.card_graph import aligned, completed, graph_footprint, walk_width
 from cfa_index.errors import BankError, DeviceError
 from cfa_index.specs import INDEX_NAMES, IndexSpec
 
@@ -90,9 +90,10 @@ def fake(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> FakeCuvs:
 def tuned(xb: NDArray[np.float32], device: torch.device = CPU) -> MemoryBank:
     queries = clustered(400, xb.shape[1], seed=2)
     spec = IndexSpec(factory="cagra", min_recall=0.9)
-    choice = make_index(xb, spec, queries, k=K, patches_per_image=64, seed=0, device=device)
+    flat = MemoryBank(xb, device)
+    choice = make_index(xb, spec, queries, k=K, patches_per_image=64, seed=0, flat=flat)
     assert choice.index is not None
-    return MemoryBank(xb, device, choice.index)
+    return flat.with_index(choice.index)
 
 
 def test_lists_that_a_card_found_are_walked_on_the_cpu_and_come_back_from_a_file(tmp_path: Path) -> None:
@@ -247,10 +248,19 @@ def test_a_walk_keeps_multiples_of_32() -> None:
     ]
 
 
-def test_more_than_a_walk_keeps_is_an_error(card: FakeCard, fake: FakeCuvs) -> None:
-    bank = tuned(clustered(COUNT, 24, seed=1), CARD)
-    with pytest.raises(BankError, match="at most 1024 neighbours"):
-        bank.search(torch.zeros(1, 24).to(CARD), 1025)
+def test_more_than_a_walk_keeps_is_found_exactly(card: FakeCard, fake: FakeCuvs) -> None:
+    xb, xq = clustered(COUNT, 30, seed=1), clustered(2, 30, seed=3)
+    bank = tuned(xb, CARD)
+    walks = len(fake.widths)
+    with card.refusing():
+        found = bank.search(torch.from_numpy(xq).to(CARD), COUNT)
+    assert len(fake.widths) == walks
+    assert [sorted(row) for row in found.ids.cpu().tolist()] == [list(range(COUNT))] * 2
+
+
+def test_a_graph_is_counted_by_its_lists_and_by_rows_that_are_padded() -> None:
+    assert graph_footprint((1000, 32), 64).total == 4 * 1000 * 65
+    assert graph_footprint((1000, 30), 64).total == 4 * 1000 * 65 + 4 * 1000 * 32
 
 
 def test_rows_are_padded_to_16_bytes_or_left_as_they_are() -> None:

@@ -149,16 +149,12 @@ def test_a_card_finds_nearly_all_of_what_is_nearest(d: int) -> None:
 
     device, host = torch.device("cuda", 0), torch.device("cpu")
     xb, xq = clustered(5000, d, seed=1), torch.from_numpy(clustered(1000, d, seed=3))
-    made = make_index(
-        xb,
-        IndexSpec(factory="cagra", min_recall=0.95),
-        clustered(400, d, seed=2),
-        k=3,
-        patches_per_image=64,
-        seed=0,
-        device=device,
-    )
-    bank = MemoryBank(xb, device, made.index)
+    flat = MemoryBank(xb, device)
+    spec, queries = IndexSpec(factory="cagra", min_recall=0.95), clustered(400, d, seed=2)
+    made = make_index(xb, spec, queries, k=3, patches_per_image=64, seed=0, flat=flat)
+    assert made.index is not None
+    assert made.state.recall_at_1 > 0.9
+    bank = flat.with_index(made.index)
     exact = MemoryBank(xb, host).search(xq, 3, exact=True)
     found = bank.search(xq.to(device), 3, exact=True)
     assert (found.ids.cpu()[:, 0] == exact.ids[:, 0]).float().mean() > 0.9
