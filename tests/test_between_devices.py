@@ -192,6 +192,6 @@ def test_training_over_two_cards_takes_replicas_and_says_so(
                 assert "--card-spread replicas" in refused
             assert cfa(*train).code == 0
         generation = current_generation(copy.models / "weave")
-        rows = list(csv.DictReader((generation / "train_log.csv").open()))
+        rows = csv.DictReader((generation / "train_log.csv").read_text().splitlines())
         logs[device] = [float(row[name]) for row in rows for name in ("attraction", "radius")]
     assert logs["cuda:0,1"] == pytest.approx(logs["cuda:0"], rel=cards.rtol)
