@@ -114,6 +114,10 @@ from .files import (
     write_json as write_json,
     writing as writing,
 )
+from .footprint import (
+    half_footprint as half_footprint,
+    memories_footprint as memories_footprint,
+)
 from .hypersphere import (
     HypersphereLoss as HypersphereLoss,
     LossTerms as LossTerms,
@@ -124,8 +128,10 @@ from .hypersphere import (
     repulsion_loss as repulsion_loss,
 )
 from .images import (
+    CardDecoder as CardDecoder,
     Category as Category,
     Frame as Frame,
+    Jpeg as Jpeg,
     TestImage as TestImage,
     decode as decode,
     frame_of as frame_of,

@@ -275,7 +275,8 @@ class FakeFaiss:
     def take_tensors(self) -> None:
         """The real one would patch FAISS for the whole process."""
 
-    def make_resources(self, temporary_bytes: int) -> FakeResources:
+    def make_resources(self, number: int, temporary_bytes: int) -> FakeResources:
+        assert 0 <= number < self._cards, "FAISS would end the process"
         self.made.append(FakeResources(temporary_bytes))
         return self.made[-1]
 

@@ -46,7 +46,7 @@ class Card:
         make_room(taken, device)
         self.device = device
         self.number = device.index or 0
-        self.resources = faiss_gpu.make_resources(temporary_bytes)
+        self.resources = faiss_gpu.make_resources(self.number, temporary_bytes)
         self.temporary_bytes = temporary_bytes
         self._turn = threading.RLock()
 

@@ -142,8 +142,9 @@ def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
     enough: list[tuple[float, dict[str, int], int]] = []
     best: tuple[float, dict[str, int], int] = (-1.0, settings[-1], most)
     for setting in settings:
-        index.tuned(setting, most)
-        recalls = _recalls_by_shortlist(index, truth, queries, nearest, most)
+        longest = max(min(most, setting.get("efSearch", most)), truth.k)  # a walk names no more than it keeps
+        index.tuned(setting, longest)
+        recalls = _recalls_by_shortlist(index, truth, queries, nearest, longest)
         fits = [length for length, recall in recalls if recall >= min_recall]
         length, recall = (fits[0], min_recall) if fits else recalls[-1]
         if recall > best[0] and not fits:
