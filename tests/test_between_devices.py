@@ -1,7 +1,7 @@
 """A model made on a card scores on a CPU and the other way round; the whole way through the command line.
 
-The fake card computes with the CPU's own kernels, so it agrees to float32's rounding. A true card takes
-convolutions in TF32, whose 11 bits make a score differ by up to a hundredth.
+The fake card computes with the CPU's own kernels, so it agrees to float32's rounding. A true card sums in another
+order and has other algorithms for convolutions; until one has told, a hundredth is allowed.
 """
 
 from __future__ import annotations
