@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
-from cfa_index.bank.cards import Bank
 from cfa_index.bank.card import card_of
+from cfa_index.bank.cards import Bank
 from cfa_index.bank.cuvs import has_cuvs
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.recipes import Recipe, recipes_of
