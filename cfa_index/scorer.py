@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, Neighbors, shared_threads
+from cfa_index.bank import Bank, Neighbors, not_finite, shared_threads
 from cfa_index.card_memory import card_memory
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import BankError
 from cfa_index.footprint import SMALLER_BATCH
 from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
@@ -71,7 +70,7 @@ class Scorer:
         self,
         backbone: Backbone,
         descriptor: PatchDescriptor,
-        bank: MemoryBank,
+        bank: Bank,
         *,
         features: FeatureSpec,
         score: ScoreSpec,
@@ -181,8 +180,4 @@ class Scorer:
 def require_numbers(scores: NDArray[np.float32]) -> None:
     """Of scores that have come to the host: raise BankError where one is NaN, so that no NaN is taken for good."""
     if np.isnan(scores).any():
-        raise BankError(
-            expected="finite queries",
-            got="a NaN or infinite patch feature",
-            remedy="check the image, the weights and the precision",
-        )
+        raise not_finite()
