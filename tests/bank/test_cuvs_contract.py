@@ -160,7 +160,7 @@ def test_a_card_finds_nearly_all_of_what_is_nearest(d: int) -> None:
     assert (found.ids.cpu()[:, 0] == exact.ids[:, 0]).float().mean() > 0.9
     on_host = MemoryBank(xb, host, made.index).search(xq, 3, exact=True)
     assert (on_host.ids[:, 0] == exact.ids[:, 0]).float().mean() > 0.9
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         beside = bank.search(xq.to(device), 3, exact=True)
     stream.synchronize()
