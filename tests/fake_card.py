@@ -25,13 +25,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-<<<<<<< HEAD
 import cfa_index.bundle  # and whatever else names a device by itself
-from cfa_index.bank import faiss_gpu
-=======
-import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
 from cfa_index.bank import cuvs, faiss_gpu
->>>>>>> ce38f62 (The fake card has a cuVS that looks at every memory; the conformance suite covers cagra)
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
@@ -319,7 +314,6 @@ class FakeFaiss:
         return index.search(queries, k)
 
 
-<<<<<<< HEAD
 def _cloned(ivf: Any) -> Any:
     """A copy of an inverted file whose lists may be mapped, which FAISS does not clone; moving reads them entry by entry."""
     mapped, owned = ivf.invlists, ivf.own_invlists
@@ -331,7 +325,8 @@ def _cloned(ivf: Any) -> Any:
         return faiss.clone_index(ivf)
     finally:
         ivf.invlists, ivf.own_invlists = mapped, owned
-=======
+
+
 @dataclass
 class FakeCuvs:
     """What stands in for `cfa_index.bank.cuvs`: every memory is looked at.
@@ -376,7 +371,6 @@ class FakeCuvs:
             ids[:, -self.short :] = -1
         found = _given((sq_distances, ids), queries.device)
         return found[0], found[1].to(torch.int32)
->>>>>>> ce38f62 (The fake card has a cuVS that looks at every memory; the conformance suite covers cagra)
 
 
 @contextmanager
@@ -405,13 +399,10 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
-<<<<<<< HEAD
-        # The package keeps what it once gave: so it has the true one to go back to.
-        assert cfa_index.resolve_device("cpu").type == "cpu"
-=======
         for name in ("has_cuvs", "require_cuvs", "build_lists", "join_graph", "walk"):
             patch.setattr(cuvs, name, getattr(card.cuvs, name))
->>>>>>> ce38f62 (The fake card has a cuVS that looks at every memory; the conformance suite covers cagra)
+        # The package keeps what it once gave: so it has the true one to go back to.
+        assert cfa_index.resolve_device("cpu").type == "cpu"
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
