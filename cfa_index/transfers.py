@@ -42,7 +42,8 @@ class Uploads:
     def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Host memory to fill and then send, not initialised; pinned for a card.
 
-        A new one for every batch: the last one may still be read by its copy. The allocator keeps them.
+        A new one for every batch: the last one may still be read by its copy. The allocator keeps them, and serves
+        any thread.
         """
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._stream is not None)
 

@@ -8,7 +8,6 @@ number, a truth value, a shape that depends on values. Mixing host and card in o
 
 from __future__ import annotations
 
-import importlib
 import sys
 import warnings
 from collections import Counter
@@ -25,12 +24,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import cfa_index.bundle  # noqa: F401 - and whatever else names a device by itself
+import cfa_index.bundle  # and whatever else names a device by itself
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
-torch_optimizer = importlib.import_module("torch.optim.optimizer")  # `torch.optim` has a class of that name
 
 _WAITS = {
     aten._local_scalar_dense.default,
@@ -127,9 +125,12 @@ class FakeCard(TorchDispatchMode):
         cards = [one for one in flat if isinstance(one, CardTensor)]
         wanted = given.get("device")
         wanted = None if wanted is None else torch.device(wanted)
-        to_meta = wanted is not None and wanted.type == "meta"
+        # Without a number it is torch's own, which holds shapes alone.
+        to_meta = wanted is not None and wanted.type == "meta" and wanted.index is not None
         if not cards and not to_meta:
             return func(*args, **given)
+        if wanted == torch.device("meta"):
+            return func(*tree_map(_held, args), **given)
         if func in _COPIES:
             return self._copied(func, args, given, wanted)
         if func in _WAITS:
@@ -274,7 +275,8 @@ class FakeFaiss:
     def take_tensors(self) -> None:
         """The real one would patch FAISS for the whole process."""
 
-    def make_resources(self, temporary_bytes: int) -> FakeResources:
+    def make_resources(self, number: int, temporary_bytes: int) -> FakeResources:
+        assert 0 <= number < self._cards, "FAISS would end the process"
         self.made.append(FakeResources(temporary_bytes))
         return self.made[-1]
 
@@ -300,13 +302,26 @@ class FakeFaiss:
         kinds = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
         if type(index) not in kinds:
             raise RuntimeError("This index type is not implemented on GPU.")
-        return FakeIndex(faiss.clone_index(index), torch.device("meta", number))
+        return FakeIndex(_cloned(index), torch.device("meta", number))
 
     def search(self, index: FakeIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         assert k <= 2048
         assert index.nprobe <= 2048
         self.calls["search"] += 1
         return index.search(queries, k)
+
+
+def _cloned(ivf: Any) -> Any:
+    """A copy of an inverted file whose lists may be mapped, which FAISS does not clone; moving reads them entry by entry."""
+    mapped, owned = ivf.invlists, ivf.own_invlists
+    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    for cell in range(ivf.nlist):
+        lists.add_entries(cell, mapped.list_size(cell), mapped.get_ids(cell), mapped.get_codes(cell))
+    ivf.own_invlists, ivf.invlists = False, lists
+    try:
+        return faiss.clone_index(ivf)
+    finally:
+        ivf.invlists, ivf.own_invlists = mapped, owned
 
 
 @contextmanager
@@ -335,6 +350,8 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
+        # The package keeps what it once gave: so it has the true one to go back to.
+        assert cfa_index.resolve_device("cpu").type == "cpu"
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:
             if "resolve_device" in vars(module):
                 patch.setattr(module, "resolve_device", resolved)
@@ -343,8 +360,7 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         fused = getattr(optimizer, _FUSED)()
         patch.setattr(optimizer, _FUSED, lambda: [*fused, "meta"])
         with warnings.catch_warnings(), card:
-            warnings.filterwarnings(
-                "ignore", message=".* to a meta parameter .* which is a no-op"
-            )  # not here
+            # torch takes a parameter that is copied to a card for one that has no values.
+            warnings.filterwarnings("ignore", message=".* to a meta parameter .* which is a no-op")
             yield card
     _holder.cache_clear()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cfa_index.errors import BankError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbors:
@@ -18,3 +20,12 @@ class Neighbors:
 
     sq_distances: Tensor
     ids: Tensor
+
+
+def not_finite() -> BankError:
+    """The error of queries that are not finite: the host raises it at once, of a card when figures have come back."""
+    return BankError(
+        expected="finite queries",
+        got="a NaN or infinite patch feature",
+        remedy="check the image, the weights and the precision",
+    )

@@ -124,6 +124,7 @@ def open_run(
             on a card.
         DeviceError: the model is on no card that could decode.
         OutputError: the target lies inside the folder, is another run's, or cannot be read.
+        CardMemoryError: the model's card has no room for such batches.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -134,6 +135,7 @@ def open_run(
             raise SpecError(
                 expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
             )
+    bundle.require_room(batch_size)
     limit = bundle.threshold_or(threshold)
     source, target = open_place(folder), open_place(output)
     require_apart(source, target)

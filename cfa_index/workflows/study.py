@@ -107,7 +107,7 @@ def study(
     require_plotly()
     place = StudyFolder(folder, category.name)
     with place.held():
-        backbone = backbone.to(device)
+        backbone = backbone.put_on(device)
         images = extract_images(
             category,
             spec,

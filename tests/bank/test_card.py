@@ -116,12 +116,13 @@ def test_a_query_that_is_not_finite_has_no_finite_distance(
 
 
 def test_queries_are_cut_to_the_scratch_memory(card: FakeCard) -> None:
-    """Two tiles of 1,500 distances a query: 2 MiB, less the one for rounding, hold 86 queries."""
-    spec = CardSpec(temporary_bytes=2 << 20)
-    bank = MemoryBank(XB, CARD, card=spec)
-    found = bank.search(torch.from_numpy(XQ).to(CARD), K)
+    """Two tiles of 20,000 distances a query: 16 MiB, less the one for rounding, hold 98 queries."""
+    xb = clustered(20_000, D, seed=1)
+    found = MemoryBank(xb, CARD, card=CardSpec(temporary_bytes=16 << 20)).search(
+        torch.from_numpy(XQ).to(CARD), K
+    )
     assert card.faiss.calls["brute_force"] == 4
-    expected = MemoryBank(XB, CPU).search(torch.from_numpy(XQ), K)
+    expected = MemoryBank(xb, CPU).search(torch.from_numpy(XQ), K)
     assert torch.equal(held(found.ids), expected.ids)
 
 

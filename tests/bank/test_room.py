@@ -12,7 +12,8 @@ from fake_card import FakeCard, fake_card
 from vectors import clustered
 
 from cfa_index import card_memory
-from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, faiss_gpu, memory
+from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, faiss_gpu, flat
+from cfa_index.bank.card import card_of
 from cfa_index.bank.state import IndexState
 from cfa_index.errors import CardMemoryError
 from cfa_index.footprint import half_footprint, ivf_footprint, memories_footprint
@@ -51,6 +52,8 @@ def index_of(factory: str) -> SearchIndex:
 
 
 def test_memories_that_do_not_fit_are_not_put_there(card: FakeCard, free: Callable[[int], None]) -> None:
+    free(FIRST_USE)
+    card_of(CARD, CardSpec())
     free(MEMORIES - 1)
     with pytest.raises(
         CardMemoryError, match=r"memories 38 KiB, norms 2 KiB\), got 40 KiB free; .*--bank-size"
@@ -106,7 +109,7 @@ def test_what_lies_beside_the_memories_is_looked_at(
     free(max(needed, MEMORIES))
     made()
     if index is None:  # the memories are looked at first, and are larger
-        monkeypatch.setattr(memory, "make_room", lambda *_: None)
+        monkeypatch.setattr(flat, "make_room", lambda *_: None)
     free(needed - 1)
     with pytest.raises(CardMemoryError, match=part):
         made()

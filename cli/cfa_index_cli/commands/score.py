@@ -124,6 +124,7 @@ def score_command(
     device: o.Device = "auto",
     card_memory: c.CardMemory = None,
     card_storage: c.CardStorage = None,
+    card_spread: c.CardSpread = None,
     threads: o.Threads = None,
     log_level: o.LogLevel = None,
     json_file: o.Json = None,
@@ -156,7 +157,7 @@ def score_command(
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.stopping import stopping
 
-    card = c.card_settings(card_memory, card_storage)
+    card = c.card_settings(card_memory, card_storage, card_spread)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
