@@ -1,7 +1,7 @@
 """A model made on a card scores on a CPU and the other way round; the whole way through the command line.
 
-The fake card computes with the CPU's own kernels, so it agrees to float32's rounding. A true card takes
-convolutions in TF32, whose 11 bits make a score differ by up to a hundredth.
+The fake card computes with the CPU's own kernels, so it agrees to float32's rounding. A true card sums in another
+order and has other algorithms for convolutions; until one has told, a hundredth is allowed.
 """
 
 from __future__ import annotations
@@ -192,6 +192,6 @@ def test_training_over_two_cards_takes_replicas_and_says_so(
                 assert "--card-spread replicas" in refused
             assert cfa(*train).code == 0
         generation = current_generation(copy.models / "weave")
-        rows = list(csv.DictReader((generation / "train_log.csv").open()))
+        rows = csv.DictReader((generation / "train_log.csv").read_text().splitlines())
         logs[device] = [float(row[name]) for row in rows for name in ("attraction", "radius")]
     assert logs["cuda:0,1"] == pytest.approx(logs["cuda:0"], rel=cards.rtol)

@@ -147,7 +147,7 @@ def _graphics(machine: Machine) -> Iterator[Remark]:
         yield Remark(level="ok", topic="GPU", text=f"torch and FAISS both see {describe_card(cards)}")
         yield from _card_memory(cards)
     elif cards.torch and cards.faiss == 0:
-        has_gpu_build = "faiss-gpu" in (machine.faiss_packages or ())
+        has_gpu_build = bool({"faiss-gpu", "faiss-gpu-cuvs"}.intersection(machine.faiss_packages or ()))
         yield Remark(
             level="problem",
             topic="GPU",
