@@ -19,7 +19,7 @@ from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
 from cfa_index.bank.tuning import Truth, tune
-from cfa_index.errors import BankError
+from cfa_index.errors import BankError, CardMemoryError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.specs import IndexSpec
 
@@ -83,7 +83,7 @@ def make_index(
     for recipe in recipes:
         try:
             made, state, reached = _made(recipe, truth, spec, build, listener)
-        except BankError as error:
+        except (BankError, CardMemoryError) as error:
             if len(recipes) == 1:
                 raise
             trials.append(IndexTrial(**vars(recipe), state=None, verdict=error.got))
