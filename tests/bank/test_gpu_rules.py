@@ -234,6 +234,21 @@ def test_more_than_faiss_selects_is_refused_before_it_is_called(two_cards: list[
         many.search(torch.zeros(1, 4), 1)
 
 
+@pytest.mark.parametrize(
+    ("queries", "got"),
+    [
+        (torch.zeros(2, 4), "torch.float32 on cpu"),
+        (torch.zeros(2, 4, device="meta", dtype=torch.float16), "torch.float16 on meta"),
+    ],
+)
+def test_queries_of_another_device_or_type_are_refused(
+    two_cards: list[tuple[str, int]], queries: torch.Tensor, got: str
+) -> None:
+    lists = CardInverted(None, Card(torch.device("meta:0"), 16 * MIB), np.ones(30, np.int64))
+    with pytest.raises(BankError, match=f"expected float32 queries on meta:0, got {got}"):
+        lists.search(queries, 1)
+
+
 MOVES = ["IVF4,Flat", "IVF4,SQ8", "IVF4,SQ6", "IVF4,SQ4", "IVF4,SQfp16", "IVF4,PQ4", "IVF4,PQ24", "IVF4,PQ48"]
 STAYS = [
     "IVF4,SQbf16",
