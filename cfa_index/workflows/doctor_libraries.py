@@ -45,7 +45,7 @@ def _version(package: str) -> str | None:
 
 def faiss_packages() -> tuple[str, ...]:
     """Those of PyPI that are installed."""
-    return tuple(name for name in ("faiss-gpu", "faiss-cpu") if _version(name))
+    return tuple(name for name in ("faiss-gpu", "faiss-gpu-cuvs", "faiss-cpu") if _version(name))
 
 
 def extras() -> dict[str, tuple[str, ...]]:

@@ -144,7 +144,7 @@ def _graphics(machine: Machine) -> Iterator[Remark]:
     if cards.torch and cards.faiss:
         yield Remark(level="ok", topic="GPU", text=f"torch and FAISS both see {cards.torch[0]}")
     elif cards.torch and cards.faiss == 0:
-        has_gpu_build = "faiss-gpu" in (machine.faiss_packages or ())
+        has_gpu_build = bool({"faiss-gpu", "faiss-gpu-cuvs"}.intersection(machine.faiss_packages or ()))
         yield Remark(
             level="problem",
             topic="GPU",

@@ -40,6 +40,7 @@ def show(diagnosis: Diagnosis, out: Session) -> None:
 def _facts(diagnosis: Diagnosis) -> Iterator[list[str]]:
     machine = diagnosis.machine
     yield ["versions", ", ".join(f"{name} {found or 'missing'}" for name, found in machine.versions.items())]
+    yield ["FAISS from", ", ".join(machine.faiss_packages or ()) or _UNKNOWN]
     extras = machine.extras or {}
     yield ["extras here", ", ".join(extra for extra, missing in extras.items() if not missing) or "none"]
     for extra, missing in extras.items():
