@@ -30,10 +30,11 @@ def test_the_command_measures_every_section_on_a_cpu(
 ) -> None:
     main(["--device", "cpu", "--threads", "1", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
+    printed = capsys.readouterr().out
+    assert printed.startswith(found.pop("header"))
+    assert "torch built for CUDA" in printed
     assert set(found) == set(SECONDS)
     assert all(section["rows"] and section["left_out"] == [] for section in found.values())
-    printed = capsys.readouterr().out
-    assert "torch built for CUDA" in printed
     for letter in SECONDS:
         assert f"\n{letter}: " in printed
     kinds = [row["kind"] for row in found["b"]["rows"]]
