@@ -1,6 +1,6 @@
 """What a card does: Table 6 of the paper, bank size, training, batch scoring, the roofline of search.
 
-    python -m benchmarks.gpu [--device cuda] [--only a,b,c,d,e,f] [--json FILE]
+    python -m benchmarks.gpu [--device cuda] [--only a,b,c,d,e,f,g] [--json FILE]
     python -m benchmarks.gpu --quick
     python -m benchmarks.gpu --device cpu
 
@@ -13,6 +13,7 @@ c  a training step: ratio to the network's forward pass of the same batch, and t
 d  batch scoring from decoded pixels on the host, pinned and pageable, and what the copies cost.
 e  the roofline of search: achieved over attainable, against a copy and matrix products of the same run.
 f  operations that a training step and a batch of scoring ask torch for: on a card each is a launch.
+g  JPEGs decoded on the card beside a core of the host: whether `--decode card` pays.
 
 Under 8 minutes on a card: a section begins nothing more when its time is spent, and says what it left out. Weights
 and pixels are random: speed does not depend on them. Times are CUDA events, medians of measurements in turn after a
@@ -23,8 +24,7 @@ tiny sizes: that proves the way and measures nothing.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,15 @@ import torch
 
 from benchmarks.gpu_case import make_case, on_device
 from benchmarks.gpu_clock import Budget, Clock, describe_device
+from benchmarks.gpu_decoding import decode_table, measure_decoding
 from benchmarks.gpu_operations import OperationRow, count_operations, operation_table
 from benchmarks.gpu_roofline import measure_peaks, measure_roofline, roofline_table
 from benchmarks.gpu_scoring import batch_table, measure_batches, measure_throughput, throughput_table
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, size_table
 from benchmarks.gpu_training import measure_steps, step_table, trainer_of
 from benchmarks.paper.published import TABLE_6
-from cfa_index import FeatureSpec, backbone_names, resolve_device, set_threads, usable_cores
+from cfa_index import FeatureSpec, backbone_names, resolve_device, set_threads, usable_cores, write_json
+from cfa_index.errors import CfaIndexError
 
 PAPER_STRIDES = (4, 8, 16)
 
@@ -58,6 +60,7 @@ class Sizes:
         patches, images: of b, of an image and how many are searched for at a time.
         shapes: (n, M, D') of e.
         copy_bytes, side: of e's copy and square product.
+        jpegs_px, jpegs: of g, sides of its images and how many are decoded at a time.
         repeats: measurements of each.
     """
 
@@ -72,6 +75,8 @@ class Sizes:
     shapes: Sequence[tuple[int, int, int]]
     copy_bytes: int
     side: int
+    jpegs_px: Sequence[int]
+    jpegs: int
     repeats: int
 
 
@@ -94,6 +99,8 @@ FULL = Sizes(
     ],
     copy_bytes=1 << 30,
     side=8192,
+    jpegs_px=[300, 1024],
+    jpegs=32,
     repeats=5,
 )
 TINY = Sizes(
@@ -101,94 +108,137 @@ TINY = Sizes(
     size_px=32,
     batch=2,
     batches=2,
-    memories=[100, 1000],
+    memories=[100, 200],
     widths=[8],
     patches=16,
     images=2,
     shapes=[(16, 100, 8)],
     copy_bytes=1 << 12,
     side=16,
+    jpegs_px=[40],
+    jpegs=2,
     repeats=1,
 )
-SECONDS = {"a": 130.0, "b": 170.0, "c": 30.0, "d": 50.0, "e": 40.0, "f": 20.0}
+SECONDS = {"a": 130.0, "b": 160.0, "c": 30.0, "d": 50.0, "e": 40.0, "f": 10.0, "g": 20.0}
 """Budget of each section: 440 s together, and importing and making networks are in it."""
 STEP_BATCH = 4
 """Images of a training step, as in the paper."""
+_Measured = tuple[Sequence[Any], str]
+"""Rows, dataclasses all, and their table."""
 
 
-def run(
-    device: torch.device,
-    sizes: Sizes,
-    only: Sequence[str],
-    *,
-    seed: int,
-    say: Callable[[str], None],
-    compiled: bool = False,
-) -> dict[str, Any]:
-    """The sections asked for, told as they end; for JSON."""
-    clock = Clock(device, sizes.repeats)
-    features = [
-        (FeatureSpec(backbone=name, strides=PAPER_STRIDES, size_px=sizes.size_px), gammas)
-        for name, gammas in sizes.networks
-    ]
-    first, gammas = features[0]
-    plan = SizePlan(
-        sizes=sizes.memories, widths=sizes.widths, patches=sizes.patches, images=sizes.images, seed=seed
-    )
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What became of one.
 
-    def throughput(budget: Budget) -> tuple[Any, str]:
-        rows = measure_throughput(clock, budget, features, batch=sizes.batch, seed=seed)
+    Attributes:
+        rows: its figures, for JSON.
+        text: the same for a reader.
+        left_out: in words.
+    """
+
+    rows: list[dict[str, Any]]
+    text: str
+    left_out: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the benchmark.
+
+    Attributes:
+        device, sizes, seed: as it is to be.
+        compiled: whether d has compiled networks, too.
+    """
+
+    device: torch.device
+    sizes: Sizes
+    seed: int = 0
+    compiled: bool = False
+
+    def section(self, letter: str) -> Section:
+        """Measure one; what a card has no room for, or what fails, is told in it and ends nothing else."""
+        title, measure = {
+            "a": ("Table 6: throughput", self._throughput),
+            "b": ("bank size against throughput", self._bank_sizes),
+            "c": ("training step", self._steps),
+            "d": ("batch scoring from the host", self._batches),
+            "e": ("roofline of search", self._roofline),
+            "f": ("operations", self._operations),
+            "g": ("JPEGs decoded", self._decoding),
+        }[letter]
+        budget = Budget(SECONDS[letter])
+        rows: Sequence[Any] = []
+        table = "nothing was measured"
+        try:
+            rows, table = measure(budget)
+        except (CfaIndexError, torch.OutOfMemoryError) as error:
+            budget.skip("all of it", " ".join(str(error).split()))
+        lines = [f"{letter}: {title}, {budget.spent():.1f} s", table]
+        lines += [f"left out: {line}" for line in budget.left_out]
+        return Section(rows=[asdict(row) for row in rows], text="\n".join(lines), left_out=budget.left_out)
+
+    @property
+    def _clock(self) -> Clock:
+        return Clock(self.device, self.sizes.repeats)
+
+    def _features(self, backbone: str) -> FeatureSpec:
+        return FeatureSpec(backbone=backbone, strides=PAPER_STRIDES, size_px=self.sizes.size_px)
+
+    def _throughput(self, budget: Budget) -> _Measured:
+        networks = [(self._features(name), gammas) for name, gammas in self.sizes.networks]
+        rows = measure_throughput(self._clock, budget, networks, batch=self.sizes.batch, seed=self.seed)
         return rows, throughput_table(rows)
 
-    def bank_sizes(budget: Budget) -> tuple[Any, str]:
-        rows = measure_sizes(clock, budget, plan)
+    def _bank_sizes(self, budget: Budget) -> _Measured:
+        sizes = self.sizes
+        plan = SizePlan(
+            sizes=sizes.memories,
+            widths=sizes.widths,
+            patches=sizes.patches,
+            images=sizes.images,
+            seed=self.seed,
+        )
+        rows = measure_sizes(self._clock, budget, plan)
         return rows, size_table(rows)
 
-    def steps(budget: Budget) -> tuple[Any, str]:
-        rows = measure_steps(clock, budget, first, gammas, batch=STEP_BATCH, seed=seed)
+    def _steps(self, budget: Budget) -> _Measured:
+        name, gammas = self.sizes.networks[0]
+        rows = measure_steps(
+            self._clock, budget, self._features(name), gammas, batch=STEP_BATCH, seed=self.seed
+        )
         return rows, step_table(rows)
 
-    def batches(budget: Budget) -> tuple[Any, str]:
-        default = FeatureSpec(backbone=first.backbone, size_px=sizes.size_px)
+    def _batches(self, budget: Budget) -> _Measured:
+        sizes = self.sizes
         rows = measure_batches(
-            clock,
+            self._clock,
             budget,
-            default,
+            FeatureSpec(backbone=sizes.networks[0][0], size_px=sizes.size_px),
             batches=sizes.batches,
             batch=sizes.batch,
-            compiled=compiled,
-            seed=seed,
+            compiled=self.compiled,
+            seed=self.seed,
         )
         return rows, batch_table(rows)
 
-    def roofline(budget: Budget) -> tuple[Any, str]:
-        peaks = measure_peaks(clock, copy_bytes=sizes.copy_bytes, side=sizes.side)
-        rows = measure_roofline(clock, budget, peaks, sizes.shapes, seed=seed)
+    def _roofline(self, budget: Budget) -> _Measured:
+        sizes = self.sizes
+        peaks = measure_peaks(self._clock, copy_bytes=sizes.copy_bytes, side=sizes.side)
+        rows = measure_roofline(self._clock, budget, peaks, sizes.shapes, seed=self.seed)
         return [peaks, *rows], roofline_table(peaks, rows)
 
-    def operations(budget: Budget) -> tuple[Any, str]:
+    def _operations(self, budget: Budget) -> _Measured:
         del budget
-        rows = operations_of(first, gammas[-1], device, batch=STEP_BATCH, seed=seed)
+        name, gammas = self.sizes.networks[0]
+        rows = operations_of(self._features(name), gammas[-1], self.device, batch=STEP_BATCH, seed=self.seed)
         return rows, operation_table(rows)
 
-    sections = {
-        "a": ("Table 6: throughput", throughput),
-        "b": ("bank size against throughput", bank_sizes),
-        "c": ("training step", steps),
-        "d": ("batch scoring from the host", batches),
-        "e": ("roofline of search", roofline),
-        "f": ("operations", operations),
-    }
-    results: dict[str, Any] = {}
-    for letter in only:
-        title, measure = sections[letter]
-        budget = Budget(SECONDS[letter])
-        rows, table = measure(budget)
-        say(f"\n{letter}: {title}, {budget.spent():.1f} s\n{table}")
-        for line in budget.left_out:
-            say(f"left out: {line}")
-        results[letter] = {"rows": [asdict(row) for row in rows], "left_out": budget.left_out}
-    return results
+    def _decoding(self, budget: Budget) -> _Measured:
+        sizes = self.sizes
+        features = self._features(sizes.networks[0][0])
+        rows = measure_decoding(self._clock, budget, features, sizes.jpegs_px, images=sizes.jpegs)
+        return rows, decode_table(rows)
 
 
 def operations_of(
@@ -213,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--only", default="a,b,c,d,e,f", help="some of a,b,c,d,e,f")
+    parser.add_argument("--only", default=",".join(SECONDS), help="some of them [default: all]")
     parser.add_argument("--compile", action="store_true", help="compile the networks of d, too; minutes more")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on a card, too")
     parser.add_argument(
@@ -228,17 +278,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(given.threads)
     device = resolve_device(given.device)
     tiny = given.quick or device.type == "cpu"
-    print(describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads), flush=True)
-    results = run(
-        device,
-        TINY if tiny else FULL,
-        only,
-        seed=given.seed,
-        say=partial(print, flush=True),
-        compiled=given.compile,
-    )
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=2))
+    header = describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads)
+    print(header, flush=True)
+    run = Run(device=device, sizes=TINY if tiny else FULL, seed=given.seed, compiled=given.compile)
+    results: dict[str, Any] = {"header": header}
+    for letter in only:
+        section = run.section(letter)
+        print("\n" + section.text, flush=True)
+        results[letter] = {"rows": section.rows, "left_out": section.left_out}
+        if given.json:  # after each: what fails on a card may end the process
+            write_json(given.json, results)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.gpu_clock import Budget, Clock, draw_patches, free_bytes
 from benchmarks.search import recall_at_1
-from cfa_index import CardSpec, IndexSpec, MemoryBank, make_index
-from cfa_index.errors import CfaIndexError
+from cfa_index import CardSpec, IndexSpec, MemoryBank, half_footprint, make_index, memories_footprint
+from cfa_index.errors import CardMemoryError, CfaIndexError
 
 _MIN_RECALL = 0.99
 _GROWTH = 12.0
@@ -37,6 +37,7 @@ class SizeRow:
         times_flat: throughput as a multiple of Flat's.
         recall: recall@1 against Flat, on queries that tuned nothing.
         device_bytes: that the bank takes on the card, as CUDA counts; 0 without one.
+        estimated_bytes: the same as estimated before; None for an index, whose lists are not known before.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class SizeRow:
     times_flat: float = 0.0
     recall: float = 0.0
     device_bytes: int = 0
+    estimated_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class SizePlan:
     patches: int
     images: int
     seed: int
-    indexes: Sequence[str] = ("ivf", "ivf-sq8", "ivf-pq")
+    indexes: Sequence[str] = ("ivf", "ivf-sq8", "ivf-pq", "cagra")
 
 
 def measure_sizes(clock: Clock, budget: Budget, plan: SizePlan) -> list[SizeRow]:
@@ -85,7 +87,10 @@ def measure_sizes(clock: Clock, budget: Budget, plan: SizePlan) -> list[SizeRow]
             if why := too_large(clock.device, memories, width):
                 share.skip(case, why)
             elif share.allows(case, _GROWTH * took.get("flat", 0.0)):
-                rows += _at_size(clock, share, plan, memories, width, took)
+                try:
+                    rows += _at_size(clock, share, plan, memories, width, took)
+                except CardMemoryError as error:
+                    share.skip(case, str(error))
         budget.left_out += share.left_out
     return rows
 
@@ -131,11 +136,14 @@ def _searched_by(kind: str, flat: MemoryBank, tuning: Tensor, plan: SizePlan) ->
         k=1,
         patches_per_image=plan.patches,
         seed=plan.seed,
+        flat=flat,
     )
     if choice.index is None:
         return flat, choice.state.describe()
     bank = flat.with_index(choice.index)
-    return bank, choice.state.describe()
+    made = choice.state.describe()
+    there = bank.index is not None and bank.index.device.type == flat.device.type
+    return bank, made if there else f"{made}: not on {flat.device}, searched exactly"
 
 
 def _row(
@@ -164,6 +172,7 @@ def _row(
         times_flat=times["flat"].median_s / own.median_s,
         recall=recall_at_1(_nearest(bank, queries), nearest),
         device_bytes=device_bytes,
+        estimated_bytes=estimated_bytes(kind, len(bank), bank.tensor.shape[1]),
     )
 
 
@@ -178,16 +187,21 @@ def _nearest(bank: MemoryBank, queries: Tensor) -> NDArray[np.float32]:
     return found
 
 
+def estimated_bytes(kind: str, memories: int, width: int) -> int | None:
+    """Of a bank that is searched exactly, on a card."""
+    vectors, halves = memories_footprint(memories, width), half_footprint(memories, width)
+    return {"flat": vectors.total, "flat fp16": (vectors + halves).total}.get(kind)
+
+
 def too_large(device: torch.device, memories: int, width: int) -> str:
     """Why a bank is not tried; empty when it may be.
 
-    The device holds the vectors twice and half of them once more while fp16 storage is compared with Flat, the
-    host holds them once.
+    The device holds Flat and, beside it, the bank of fp16 storage that is compared with it; the host the vectors.
     """
-    vectors = 4 * memories * width
+    flat, halved = (estimated_bytes(kind, memories, width) or 0 for kind in ("flat", "flat fp16"))
     for where, needed, free in (
-        (f"on {device}", 5 * vectors // 2 + _WORK_BYTES, free_bytes(device)),
-        ("on the host", vectors + _WORK_BYTES, free_bytes(torch.device("cpu"))),
+        (f"on {device}", flat + halved + _WORK_BYTES, free_bytes(device)),
+        ("on the host", flat + _WORK_BYTES, free_bytes(torch.device("cpu"))),
     ):
         if needed > free:
             return f"{needed / 2**30:.2f} GiB needed {where}, {free / 2**30:.2f} free"
@@ -197,13 +211,14 @@ def too_large(device: torch.device, memories: int, width: int) -> str:
 def size_table(rows: Sequence[SizeRow]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| bank | search | ms an image (quartiles) | queries/s | x Flat | recall@1 | MiB on the card | made |",
-        "|---|---|---|---|---|---|---|---|",
+        "| bank | search | ms an image (quartiles) | queries/s | x Flat | recall@1 | MiB on the card | estimated | "
+        "made |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.memories:,} x {row.width} | {row.kind} | {row.ms:.3g} ({row.low_ms:.3g}-{row.high_ms:.3g}) | "
         f"{row.queries_per_s:,.0f} | {row.times_flat:.2f} | {row.recall:.4f} | {row.device_bytes / 2**20:.1f} | "
-        f"{row.made} |"
+        f"{'' if row.estimated_bytes is None else f'{row.estimated_bytes / 2**20:.1f}'} | {row.made} |"
         for row in rows
     ]
     return "\n".join(lines)

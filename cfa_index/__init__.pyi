@@ -14,6 +14,7 @@ from .backbones import (
     timm_offer as timm_offer,
 )
 from .bank import (
+    Bank as Bank,
     IndexChoice as IndexChoice,
     IndexState as IndexState,
     IndexTrial as IndexTrial,
@@ -21,6 +22,7 @@ from .bank import (
     Neighbors as Neighbors,
     PatchSources as PatchSources,
     SearchIndex as SearchIndex,
+    SpreadBank as SpreadBank,
     build_faiss as build_faiss,
     exact_sq_distances as exact_sq_distances,
     faiss_version as faiss_version,
@@ -71,6 +73,7 @@ from .devices import (
     cpp_compiler as cpp_compiler,
     multiplies_bf16 as multiplies_bf16,
     resolve_device as resolve_device,
+    resolve_devices as resolve_devices,
     reuse_freed_memory as reuse_freed_memory,
     usable_cores as usable_cores,
 )
@@ -111,6 +114,10 @@ from .files import (
     write_json as write_json,
     writing as writing,
 )
+from .footprint import (
+    half_footprint as half_footprint,
+    memories_footprint as memories_footprint,
+)
 from .hypersphere import (
     HypersphereLoss as HypersphereLoss,
     LossTerms as LossTerms,
@@ -121,8 +128,10 @@ from .hypersphere import (
     repulsion_loss as repulsion_loss,
 )
 from .images import (
+    CardDecoder as CardDecoder,
     Category as Category,
     Frame as Frame,
+    Jpeg as Jpeg,
     TestImage as TestImage,
     decode as decode,
     frame_of as frame_of,

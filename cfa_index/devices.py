@@ -20,6 +20,7 @@ from cfa_index.specs import Precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
+_SEVERAL = r"cuda:(\d+(?:,\d+)+)"
 _CPU_FACTS = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Names of the instructions that multiply bfloat16: two of x86's, and Arm's."""
@@ -53,7 +54,7 @@ def resolve_device(name: str) -> torch.device:
     """The device behind `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a CUDA device that both torch and FAISS see.
 
     Raises:
-        SpecError: another word.
+        SpecError: another word, or several cards.
         DeviceError: CUDA was asked for and there is none, or no card of that number.
     """
     if name == "auto":  # a card that FAISS cannot use would fail later: both must see it
@@ -61,6 +62,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda", 0) if both else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
+    if re.fullmatch(_SEVERAL, name):
+        raise SpecError(
+            expected="one device",
+            got=repr(name),
+            remedy="name one card; train, evaluate, query and score take several",
+        )
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", name)):
         raise SpecError(
             expected="a device among auto, cpu, cuda, cuda:N", got=repr(name), remedy="choose one"
@@ -71,6 +78,21 @@ def resolve_device(name: str) -> torch.device:
             expected=f"a CUDA device {number}", got=f"{cards} CUDA devices", remedy="use --device cpu or auto"
         )
     return torch.device("cuda", number)
+
+
+def resolve_devices(name: str) -> tuple[torch.device, ...]:
+    """The devices behind a name: one, see `resolve_device`, or the cards of `cuda:0,1` in this order.
+
+    Raises:
+        SpecError: another word, or a card twice.
+        DeviceError: one of them is not there.
+    """
+    if not (match := re.fullmatch(_SEVERAL, name)):
+        return (resolve_device(name),)
+    numbers = [int(number) for number in match[1].split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise SpecError(expected="each card once", got=repr(name), remedy="name other cards")
+    return tuple(resolve_device(f"cuda:{number}") for number in numbers)
 
 
 def multiplies_bf16(device: torch.device) -> bool:

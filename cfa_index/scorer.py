@@ -6,6 +6,7 @@ pixels --backbone--> pyramid --descriptor--> patches --K neighbours--> Eq. 4 or 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, Neighbors, shared_threads
+from cfa_index.bank import Bank, Neighbors, not_finite, shared_threads
+from cfa_index.card_memory import card_memory
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import BankError
+from cfa_index.footprint import SMALLER_BATCH
 from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
 from cfa_index.maps import MapMaker, image_scores
@@ -68,7 +70,7 @@ class Scorer:
         self,
         backbone: Backbone,
         descriptor: PatchDescriptor,
-        bank: MemoryBank,
+        bank: Bank,
         *,
         features: FeatureSpec,
         score: ScoreSpec,
@@ -93,8 +95,9 @@ class Scorer:
         self, pixels: Tensor, frames: Sequence[Frame], *, all_neighbors: bool = False
     ) -> ScoredBatch:
         """Score images: uint8 pixels (B, 3, S, S) and the frame of each; see `score_pyramid`."""
-        sent, *valid = self.uploads([pixels, *self._masks(frames)])
-        return self._scored(self.backbone.pyramid(sent), valid, all_neighbors)
+        with self._memory(len(frames)):
+            sent, *valid = self.uploads([pixels, *self._masks(frames)])
+            return self._scored(self.backbone.pyramid(sent), valid, all_neighbors)
 
     @shared_threads()
     @torch.inference_mode()
@@ -109,16 +112,17 @@ class Scorer:
         Returns:
             (B, h, w) float32 on the device, infinite where the `_SPARE` + K nearest memories are all the image's own.
         """
-        *sent, rows, owners = self.uploads([*levels, rows, owners])
-        patches = self._descriptor(sent)  # (B, h*w, D')
-        k = min(len(self.bank), self._neighbors + _SPARE)
-        found = self._search(patches, k)
-        image = rows[:, None].expand(-1, patches.shape[1]).flatten()
-        own = owners[found.ids] == image[:, None]
-        far = found.sq_distances + torch.inf  # a NaN stays one
-        others = torch.where(own, far, found.sq_distances).sort(dim=1).values[:, : self._neighbors]
-        scores = torch.where(others[:, 0].isinf(), torch.inf, self._patch_scores(others))
-        return scores.view(len(patches), *self._features.grid)
+        with self._memory(len(rows)):
+            *sent, rows, owners = self.uploads([*levels, rows, owners])
+            patches = self._descriptor(sent)  # (B, h*w, D')
+            k = min(len(self.bank), self._neighbors + _SPARE)
+            found = self._search(patches, k)
+            image = rows[:, None].expand(-1, patches.shape[1]).flatten()
+            own = owners[found.ids] == image[:, None]
+            far = found.sq_distances + torch.inf  # a NaN stays one
+            others = torch.where(own, far, found.sq_distances).sort(dim=1).values[:, : self._neighbors]
+            scores = torch.where(others[:, 0].isinf(), torch.inf, self._patch_scores(others))
+            return scores.view(len(patches), *self._features.grid)
 
     @shared_threads()
     @torch.inference_mode()
@@ -133,8 +137,13 @@ class Scorer:
             all_neighbors: find K neighbours where the score needs one only (Eq. 4), too; it takes longer.
         """
         masks = self._masks(frames)
-        sent = self.uploads([*levels, *masks])
-        return self._scored(sent[: len(levels)], sent[len(levels) :], all_neighbors)
+        with self._memory(len(frames)):
+            sent = self.uploads([*levels, *masks])
+            return self._scored(sent[: len(levels)], sent[len(levels) :], all_neighbors)
+
+    def _memory(self, images: int) -> AbstractContextManager[None]:
+        """Around what takes memory of a card. Raises CardMemoryError."""
+        return card_memory(self.bank.device, f"scoring {images} images", lower=SMALLER_BATCH)
 
     def _masks(self, frames: Sequence[Frame]) -> list[Tensor]:
         """Which patches are inspected, on the host: one bool (B, h, w), or none where all are."""
@@ -171,8 +180,4 @@ class Scorer:
 def require_numbers(scores: NDArray[np.float32]) -> None:
     """Of scores that have come to the host: raise BankError where one is NaN, so that no NaN is taken for good."""
     if np.isnan(scores).any():
-        raise BankError(
-            expected="finite queries",
-            got="a NaN or infinite patch feature",
-            remedy="check the image, the weights and the precision",
-        )
+        raise not_finite()

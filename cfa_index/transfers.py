@@ -8,13 +8,13 @@ own (PyTorch docs, "CUDA semantics": asynchronous execution; use pinned memory b
 - The device side belongs to the stream that it was allocated on; `record_stream` tells the allocator of the other
   (docs of `Tensor.record_stream`). One stream waits for an event of the other before it touches the memory.
 
-On the CPU both ways hand the tensors through. Neither is for several threads.
+On the CPU all of it hands the tensors through. None is for several threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,7 +42,8 @@ class Uploads:
     def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Host memory to fill and then send, not initialised; pinned for a card.
 
-        A new one for every batch: the last one may still be read by its copy. The allocator keeps them.
+        A new one for every batch: the last one may still be read by its copy. The allocator keeps them, and serves
+        any thread.
         """
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._stream is not None)
 
@@ -53,6 +54,8 @@ class Uploads:
         """
         if self._stream is None:
             return [tensor.to(self._device) for tensor in tensors]
+        if all(tensor.device.type != "cpu" for tensor in tensors):
+            return list(tensors)
         current = torch.cuda.current_stream(self._device)
         sources = [
             tensor.pin_memory() if tensor.device.type == "cpu" and not tensor.is_pinned() else tensor
@@ -147,6 +150,36 @@ class Downloads:
             if self._device.type == "cpu" or len(held) > 1:
                 yield held.popleft()
         yield from held
+
+
+class Aside:
+    """A stream beside the current one, for a library that writes into new tensors without waiting for a stream.
+
+    nvJPEG's hardware does (torchcodec #1634; pytorch/vision #9606: 199 of 200 tensors of others were overwritten).
+    A block that the allocator gives out again on the current stream may still be read by what is queued there. Here
+    it comes from the memory of this stream, on which nothing is left to do; what others read of that memory,
+    `record_stream` keeps until it is read.
+
+    Args:
+        device: where the tensors are made.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _stream(device)
+
+    def __call__(self, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What `make` makes, to be used on the current stream; waits for what the last call has queued."""
+        if self._stream is None:
+            return make()
+        current = torch.cuda.current_stream(self._device)
+        self._stream.synchronize()
+        with torch.cuda.stream(self._stream):
+            made = make()
+        current.wait_stream(self._stream)
+        for tensor in made:
+            tensor.record_stream(current)
+        return made
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
 from functools import partial
@@ -12,14 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import FULL, SECONDS, TINY, main, run
+from benchmarks.gpu import FULL, SECONDS, TINY, Run, main
 from benchmarks.gpu_case import precisions_of
 from benchmarks.gpu_clock import Budget, Clock, Timing, describe_device, draw_patches, free_bytes
+from benchmarks.gpu_decoding import measure_decoding
 from benchmarks.gpu_operations import count_operations
 from benchmarks.gpu_roofline import Peaks, measure_roofline, roof_row
 from benchmarks.gpu_scoring import measure_batches, measure_throughput
 from benchmarks.gpu_sizes import SizePlan, measure_sizes, too_large
-from cfa_index.errors import WeightsError
+from cfa_index.errors import CardMemoryError, WeightsError
 from cfa_index.specs import FeatureSpec
 
 CPU = torch.device("cpu")
@@ -30,14 +30,15 @@ def test_the_command_measures_every_section_on_a_cpu(
 ) -> None:
     main(["--device", "cpu", "--threads", "1", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
+    printed = capsys.readouterr().out
+    assert printed.startswith(found.pop("header"))
+    assert "torch built for CUDA" in printed
     assert set(found) == set(SECONDS)
     assert all(section["rows"] and section["left_out"] == [] for section in found.values())
-    printed = capsys.readouterr().out
-    assert "torch built for CUDA" in printed
     for letter in SECONDS:
         assert f"\n{letter}: " in printed
     kinds = [row["kind"] for row in found["b"]["rows"]]
-    assert kinds == ["flat", "flat fp16", "ivf", "ivf-sq8", "ivf-pq"] * len(TINY.memories)
+    assert kinds == ["flat", "flat fp16", "ivf", "ivf-sq8", "ivf-pq", "cagra"] * len(TINY.memories)
     assert all(row["recall"] == 1 for row in found["b"]["rows"] if row["kind"].startswith("flat"))
 
 
@@ -46,15 +47,28 @@ def test_every_section_goes_through_a_card(device: torch.device, monkeypatch: py
         pytest.skip("the command's own test")
     if device.type != "cuda":  # as on a card of 2018
         monkeypatch.setattr("benchmarks.gpu_case.multiplies_bf16", lambda _: False)
-        optimizer = importlib.import_module(
-            "torch.optim.optimizer"
-        )  # the CPU's kernel answers for the fake card
-        devices = optimizer._get_fused_kernels_supported_devices()
-        monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*devices, "meta"])
-    found = run(device, TINY, list(SECONDS), seed=0, say=lambda _: None)
-    assert all(section["rows"] for section in found.values())
-    operations = {row["job"]: row for row in found["f"]["rows"]}
-    assert [row["waits"] for row in operations.values()] == [0, 0, 0]
+    run = Run(device=device, sizes=TINY)
+    found = {letter: run.section(letter) for letter in SECONDS}
+    assert all(section.rows for section in found.values())
+    _, scoring, step = found["f"].rows
+    assert (scoring["job"], step["job"]) == ("levels to scores", "training step")
+    # What docs/gpu.md says of a step on a card, which is bound by its launches.
+    assert scoring["launches"] <= 60
+    assert step["launches"] <= 100
+    assert (scoring["waits"], step["waits"]) == (0, 0)
+
+
+def test_a_section_that_fails_says_so_and_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("benchmarks.gpu.measure_peaks", refuse)
+    section = Run(device=CPU, sizes=TINY).section("e")
+    assert section.rows == []
+    assert section.text.splitlines()[1:] == [
+        "nothing was measured",
+        "left out: all of it: CUDA out of memory. Tried to allocate 2.00 GiB.",
+    ]
 
 
 def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,8 +95,6 @@ def test_nothing_is_begun_that_does_not_fit_the_time_that_is_left() -> None:
 
 
 def test_without_time_everything_is_left_out_and_said() -> None:
-    found = run(CPU, TINY, ["f"], seed=0, say=lambda _: None)
-    assert found["f"]["left_out"] == []
     clock, budget = Clock(CPU, 1), Budget(0.0)
     plan = SizePlan(sizes=[10], widths=[8], patches=4, images=1, seed=0)
     peaks = Peaks(bytes_per_s=1.0, flops={"fp32": 1.0})
@@ -101,6 +113,12 @@ def test_a_way_that_cannot_be_has_its_reason_in_the_table() -> None:
     assert row.made.startswith("expected")
 
 
+def test_an_index_that_a_card_does_not_have_is_said_to_be_searched_exactly(device: torch.device) -> None:
+    plan = SizePlan(sizes=[40], widths=[8], patches=4, images=1, seed=0, indexes=["HNSW4"])
+    *_, row = measure_sizes(Clock(device, 1), Budget(60.0), plan)
+    assert row.made.endswith("searched exactly") == (device.type != "cpu")
+
+
 def test_a_bank_that_memory_does_not_hold_is_not_tried() -> None:
     assert too_large(CPU, 1000, 8) == ""
     assert "GiB needed on cpu" in too_large(CPU, 10**9, 1536)
@@ -115,6 +133,17 @@ def test_memory_time_and_flat_itself_are_said_where_they_decide() -> None:
     assert budget.left_out[0].startswith("10,000,000,000 x 4: ")
 
 
+def test_a_card_that_runs_out_all_the_same_ends_a_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise CardMemoryError(expected="room", got="none", remedy="take less")
+
+    monkeypatch.setattr("benchmarks.gpu_sizes._at_size", refuse)
+    plan = SizePlan(sizes=[20, 30], widths=[4], patches=4, images=1, seed=0)
+    budget = Budget(60.0)
+    assert measure_sizes(Clock(CPU, 1), budget, plan) == []
+    assert budget.left_out == [f"{size} x 4: expected room, got none; take less" for size in (20, 30)]
+
+
 def test_an_index_waits_for_flat_at_the_next_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu_sizes._GROWTH", 1e9)
     plan = SizePlan(sizes=[20, 30], widths=[4], patches=4, images=1, seed=0)
@@ -125,6 +154,7 @@ def test_an_index_waits_for_flat_at_the_next_size(monkeypatch: pytest.MonkeyPatc
         "ivf, 20 x 4",
         "ivf-sq8, 20 x 4",
         "ivf-pq, 20 x 4",
+        "cagra, 20 x 4",
         "30 x 4",
     ]
 
@@ -152,9 +182,16 @@ def test_networks_that_cannot_be_had_and_those_without_time_are_said(monkeypatch
 def test_compiled_networks_come_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network, **_: asked.append(network))
-    found = run(CPU, TINY, ["d"], seed=0, say=lambda _: None, compiled=True)
-    assert [row["mode"] for row in found["d"]["rows"]] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
+    found = Run(device=CPU, sizes=TINY, compiled=True).section("d")
+    assert [row["mode"] for row in found.rows] == ["fp32", "bf16", "fp32 compiled", "bf16 compiled"]
     assert len(asked) == 2
+
+
+def test_without_time_no_jpeg_is_decoded() -> None:
+    late = Budget(0.0)
+    features = FeatureSpec(backbone="resnet18", size_px=32)
+    assert measure_decoding(Clock(CPU, 1), late, features, [40], images=1) == []
+    assert late.left_out == ["40 px: 0 s expected, 0 s left"]
 
 
 def test_quartiles_are_those_of_the_measurements() -> None:

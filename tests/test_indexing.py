@@ -11,7 +11,7 @@ import pytest
 from made_up import Workplace, cfa
 
 from cfa_index import ModelBundle
-from cfa_index.bank import build_faiss
+from cfa_index.bank import MemoryBank, build_faiss
 from cfa_index.specs import INDEX_NAMES
 
 
@@ -39,6 +39,7 @@ def test_distances_are_exact_under_an_index(place: Workplace) -> None:
     (verdict,) = bundle.score([place.data / "weave" / "test" / "hole" / "000.png"])
     assert bundle.bank.index is not None
     flat = ModelBundle.load(place.models / "weave")
+    assert isinstance(flat.bank, MemoryBank)
     flat.bank.index = None
     (exact,) = flat.score([place.data / "weave" / "test" / "hole" / "000.png"])
     assert verdict.neighbor_distances.min(axis=-1) == pytest.approx(

@@ -60,7 +60,7 @@ def test_every_module_has_a_floor() -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("zarr", "store"), ("faiss", "bank"), ("matplotlib", "report"), ("plotly", "report")],
+    [("zarr", "store"), ("faiss", "bank"), ("cuvs", "bank"), ("matplotlib", "report"), ("plotly", "report")],
 )
 def test_a_library_has_one_home(library: str, home: str) -> None:
     users = {

@@ -197,9 +197,8 @@ def test_a_feature_that_is_no_number_is_its_images_error_on_every_device(
     assert_same([rows[0], *rows[2:]], [expected[0], *expected[2:]])
 
 
-@pytest.mark.parametrize("name", ["whole", "letterbox"])
-def test_a_store_holds_the_cpus_features(card: FakeCard | None, tmp_path: Path, name: Any) -> None:
-    features = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=SIDE, geometry=name)
+def test_a_store_holds_the_cpus_features(card: FakeCard | None, tmp_path: Path) -> None:
+    features = FeatureSpec(backbone="resnet18", strides=(4, 8), size_px=SIDE)
     folder = made_up.write_good(tmp_path / "in", 19)
     (folder / "004.png").write_bytes(b"")
     stores = []

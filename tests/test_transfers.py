@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfa_index.transfers import Downloads, Uploads
+from cfa_index.transfers import Aside, Downloads, Uploads
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -93,6 +93,9 @@ class _Cuda:
 
             def wait_stream(self, other: Stream) -> None:
                 log.append(f"{self.name} waits for {other.name}")
+
+            def synchronize(self) -> None:
+                log.append(f"host waits for {self.name}")
 
             def record_event(self, event: Event) -> None:
                 log.append(f"{self.name} records {event.name}")
@@ -183,3 +186,26 @@ def test_a_result_is_copied_after_it_is_computed_and_waited_for_alone(
     ]
     pending.result()
     assert cuda.logged() == ["host waits for event 0"]
+
+
+def test_tensors_are_made_aside_where_nothing_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda(monkeypatch)
+
+    def make() -> list[Tensor]:
+        cuda.log.append(f"{cuda._streams[-1]} makes")
+        return [torch.zeros(1)]
+
+    assert len(Aside(torch.device("cuda", 0))(make)) == 1
+    assert cuda.logged() == [
+        *("host waits for copies", "copies makes"),  # so the fake names the stream
+        *("current waits for copies", "kept for current"),
+    ]
+    given = [torch.zeros(1)]
+    assert Aside(CPU)(lambda: given) is given
+
+
+def test_what_is_on_the_card_needs_no_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda(monkeypatch)
+    there = torch.zeros(1, device="meta")
+    assert Uploads(torch.device("cuda", 0))([there])[0] is there
+    assert cuda.logged() == []

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from cfa_index.backbones.entry import BackboneEntry
 from cfa_index.backbones.registry import backbone_entry
 from cfa_index.backbones.weights import WeightsOrigin, find_tensors, fitting_tensors
+from cfa_index.card_memory import card_memory, make_room
 from cfa_index.errors import SpecError
+from cfa_index.footprint import SMALLER_BATCH, SMALLER_NETWORK, Footprint
 from cfa_index.specs import Precision
+
+_LOWER = f"{SMALLER_BATCH}, or {SMALLER_NETWORK}"
 
 
 class Backbone(nn.Module):
@@ -99,6 +103,23 @@ class Backbone(nn.Module):
             self.trunk.compile(dynamic=False, options={"freezing": True})
         return self
 
+    @property
+    def footprint(self) -> Footprint:
+        """What its weights take of a card."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return Footprint.of(SMALLER_NETWORK, weights=sum(tensor.nbytes for tensor in tensors))
+
+    def put_on(self, device: torch.device) -> Self:
+        """`to(device)` of what fits there.
+
+        Raises:
+            CardMemoryError: a card has no room for its weights.
+        """
+        if next(self.parameters()).device != device:
+            make_room(self.footprint, device)
+        with card_memory(device, "the network's weights", lower=SMALLER_NETWORK):
+            return self.to(device)
+
     def levels(self, pixels: Tensor) -> list[Tensor]:
         """The network's maps, before pooling: those of one stride concatenated.
 
@@ -113,6 +134,7 @@ class Backbone(nn.Module):
 
         Raises:
             SpecError: `pixels` has another shape.
+            CardMemoryError: a card's memory runs out.
         """
         # A graph writes into the same memory every time (PyTorch docs, "CUDAGraph Trees"): what is kept is a copy.
         return self._levels(pixels, torch.clone if self._is_graph else lambda level: level)
@@ -131,7 +153,7 @@ class Backbone(nn.Module):
             bfloat16 at `bf16`.
 
         Raises:
-            SpecError: see `levels`.
+            SpecError, CardMemoryError: see `levels`.
         """
         return self._levels(pixels, _pooled)
 
@@ -145,7 +167,8 @@ class Backbone(nn.Module):
         levels = []
         if self._is_graph:  # all that the last replay left was copied or pooled
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch's is untyped
-        with torch.no_grad(), _float32_convolutions(try_algorithms=self._is_graph):
+        memory = card_memory(pixels.device, f"the network on {len(pixels)} images", lower=_LOWER)
+        with torch.no_grad(), _float32_convolutions(try_algorithms=self._is_graph), memory:
             x = pixels.to(torch.float32, memory_format=torch.channels_last)
             taken = self.trunk(((x - self.mean) / self.std).to(self._computes_in))
             for stride, maps in zip(self.strides, taken, strict=True):

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from cfa_index.bank.cagra import before_graph, cagra_index, degree_of, fill_graph
+from cfa_index.bank.card import Card
+from cfa_index.bank.card_graph import build_on_card
 from cfa_index.bank.threads import shared_threads
 from cfa_index.errors import BankError
 from cfa_index.files import writing
@@ -65,6 +68,7 @@ def build_faiss(
     seed: int,
     budget_bytes: int = LISTS_BYTES,
     scratch_dir: Path | None = None,
+    card: Card | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> BuiltIndex:
     """Train an index on a sample of (M, d) float32 vectors and fill it.
@@ -76,10 +80,12 @@ def build_faiss(
         budget_bytes: inverted lists (but those of fast scan) larger than this go to disk, in shards of this
             size; a training sample beyond 65,536 vectors is no larger, either.
         scratch_dir: where a temporary folder for them is made; None for the system's.
+        card: where the neighbour lists of a CAGRA graph are found; None for the CPU.
         advance: told of rows added.
 
     Raises:
         BankError: FAISS does not know the factory string, or cannot make it of these vectors.
+        DeviceError: cuVS is not installed, or fails.
         OutputError: there is no room for the lists.
     """
     count, d = vectors.shape
@@ -90,7 +96,7 @@ def build_faiss(
             remedy="use hnsw, or HNSW32,Flat",
         )
     try:
-        index = faiss.index_factory(d, factory, faiss.METRIC_L2)
+        index = cagra_index(d, factory) or faiss.index_factory(d, factory, faiss.METRIC_L2)
     except RuntimeError as error:
         raise BankError(
             expected="a FAISS factory string",
@@ -108,22 +114,41 @@ def build_faiss(
         graph.hnsw.efConstruction = _EF_CONSTRUCTION
     per_cell = _ROWS_PER_CELL * (ivf.nlist if ivf is not None else 0)
     rows = max(_TRAINING_ROWS, min(per_cell, budget_bytes // (4 * d)))
-    try:
+    with _refusals(factory, vectors.shape):
         if not index.is_trained:
             index.train(_sample(vectors, rows, seed))
         if ivf is not None and _lists_bytes(ivf, count) > budget_bytes:
             return _on_disk(index, vectors, budget_bytes, scratch_dir, advance)
-        for block in blocks(vectors):
-            index.add(block)
-            if advance is not None:
-                advance(len(block))
+    lists = None if card is None else _lists_on_card(index, vectors, card)
+    with _refusals(factory, vectors.shape):
+        parts = _told(blocks(vectors), advance)
+        if lists is not None:
+            fill_graph(index, parts, lists)
+        for part in parts:
+            index.add(part)
+    return BuiltIndex(index)
+
+
+@contextmanager
+def _refusals(factory: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """What FAISS does not make of (M, d) vectors, as a BankError."""
+    try:
+        yield
     except RuntimeError as error:
         raise BankError(
-            expected=f"to make {factory!r} of {count} memories of {d} dimensions",
+            expected=f"to make {factory!r} of {shape[0]} memories of {shape[1]} dimensions",
             got=last_line(error),
             remedy="choose an index with fewer cells or codes, or a larger bank",
         ) from error
-    return BuiltIndex(index)
+
+
+def _lists_on_card(index: Any, vectors: NDArray[np.float32], card: Card) -> NDArray[np.uint32] | None:
+    """The neighbour lists of a CAGRA graph; None for another index, or too few vectors to choose among."""
+    degree = degree_of(index)
+    if not 0 < 2 * degree < len(vectors):
+        return None
+    rows = (before_graph(index, block) for block in blocks(vectors))
+    return build_on_card(rows, len(vectors), degree, card)
 
 
 def _on_disk(
@@ -243,6 +268,16 @@ def blocks(vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     rows = max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         yield np.ascontiguousarray(vectors[start : start + rows])
+
+
+def _told(
+    parts: Iterator[NDArray[np.float32]], advance: Callable[[int], None] | None
+) -> Iterator[NDArray[np.float32]]:
+    """Parts as they come; of each that has been dealt with `advance` is told."""
+    for part in parts:
+        yield part
+        if advance is not None:
+            advance(len(part))
 
 
 def _sample(vectors: NDArray[np.float32], rows: int, seed: int) -> NDArray[np.float32]:

@@ -46,7 +46,7 @@ class Card:
         make_room(taken, device)
         self.device = device
         self.number = device.index or 0
-        self.resources = faiss_gpu.make_resources(temporary_bytes)
+        self.resources = faiss_gpu.make_resources(self.number, temporary_bytes)
         self.temporary_bytes = temporary_bytes
         self._turn = threading.RLock()
 
@@ -209,11 +209,22 @@ def most_queries(fits: Callable[[int], bool]) -> int:
 def in_parts(
     queries: Tensor, k: int, room: int, card: Card, search: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Search for (n, D') queries, `room` at a time, on their card."""
+    """Search for (n, D') float32 queries on a card, `room` at a time. Raises BankError for others.
+
+    FAISS would take queries of another device for the host's, or copy them without order; and torch_utils refuses
+    all but plain tensors by an `assert`.
+    """
+    at = queries.device
+    if (at.type, at.index or 0, queries.dtype) != (card.device.type, card.number, torch.float32):
+        raise BankError(
+            expected=f"float32 queries on {card.device}",
+            got=f"{queries.dtype} on {at}",
+            remedy="move them to the bank's device",
+        )
     if not len(queries):
         return queries.new_empty((0, k)), queries.new_empty((0, k), dtype=torch.int64)
     with card.turn():
-        found = [search(part) for part in torch.split(queries.contiguous(), room)]
+        found = [search(part) for part in torch.split(queries.detach().contiguous(), room)]
     if len(found) == 1:
         return found[0]
     return torch.cat([part[0] for part in found]), torch.cat([part[1] for part in found])

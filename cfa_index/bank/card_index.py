@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank import faiss_gpu
+from cfa_index.bank.cagra import neighbor_lists
 from cfa_index.bank.card import (
     ROUNDING_BYTES,
     Card,
@@ -23,6 +24,7 @@ from cfa_index.bank.card import (
     most_queries,
     require_selectable,
 )
+from cfa_index.bank.card_graph import CardGraph
 from cfa_index.card_memory import make_room
 from cfa_index.footprint import ivf_footprint, ivf_pq_footprint, memories_footprint, search_buffers
 from cfa_index.specs import Storage
@@ -115,6 +117,8 @@ class CardIndex:
         """See `CardSearch`; `parameters` are FAISS's. Raises BankError as its index does."""
         if isinstance(self._inner, CardInverted):
             self._inner.nprobe = parameters.get("nprobe", 1)
+        elif isinstance(self._inner, CardGraph):
+            self._inner.width = parameters.get("efSearch", 0)
         if self._turn is not None:
             weight, bias = self._turn
             queries = torch.addmm(bias, queries, weight.T)
@@ -122,16 +126,17 @@ class CardIndex:
 
 
 def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> CardIndex | None:
-    """What searches on a card in place of a CPU index; None where FAISS has no such index there.
+    """What searches on a card in place of a CPU index; None where neither FAISS nor cuVS has such an index there.
 
     Args:
         index: FAISS's, on the CPU.
         vectors: (M, D') float32, those of the index, on the card.
         card: theirs.
-        storage: fp16 for half floats where the index has float32 vectors.
+        storage: fp16 for half floats where the index has float32 vectors; a graph keeps those.
 
     Raises:
         CardMemoryError: there is no room for it.
+        DeviceError: it is a CAGRA graph, and cuVS is not installed.
     """
     index, turn = faiss.downcast_index(index), None
     if isinstance(index, faiss.IndexPreTransform):
@@ -142,12 +147,15 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
         turn = weight.to(card.device), bias.to(card.device)
         index = faiss.downcast_index(index.index)
     inner: CardSearch
-    is_flat, is_half = type(index) in _FLAT, _is_half(index)
-    if is_flat or is_half:
+    is_flat, is_half, is_graph = type(index) in _FLAT, _is_half(index), type(index) is faiss.IndexHNSWCagra
+    if is_flat or is_half or is_graph:
         rows = vectors
         if turn is not None:
             make_room(memories_footprint(len(vectors), index.d), card.device)
             rows = torch.addmm(turn[1], vectors, turn[0].T)
+    if is_graph:
+        inner = CardGraph(rows, neighbor_lists(index), card)
+    elif is_flat or is_half:
         inner = CardHalf(rows, card) if is_half or storage == "fp16" else CardFlat(rows, card)
     elif moves_to_card(index):
         inner = _inverted(index, card, storage)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.card import CardFlat, card_of
-from cfa_index.bank.neighbors import odd_queries
+from cfa_index.bank.neighbors import not_finite
 from cfa_index.card_memory import has_room
 from cfa_index.footprint import points_footprint
 from cfa_index.specs import CardSpec
@@ -69,7 +69,7 @@ class CardStep:
             sizes += torch.searchsorted(cells, self._cells, right=True) - first
         *counts, total = torch.cat([sizes.double(), error]).cpu().tolist()
         if not math.isfinite(total):
-            raise odd_queries()
+            raise not_finite()
         centres = sums.div_(sizes.clamp_min(1)[:, None])
         if 0 in counts:
             halved, even, odd = self._uploads([torch.from_numpy(part) for part in split_empty(counts)])

@@ -3,7 +3,7 @@
     replicas   queries 0..n of card 0 --a part each--> cards --Neighbors of the part--> card 0, one behind the other
     shards     queries 0..n of card 0 --all of them--> cards --Neighbors among their rows--> card 0, one sort
 
-Nothing passes through the host here. torch copies from card to card on the source's current stream, which first
+Nothing of ours passes through the host (where two cards cannot reach each other, the driver does). torch copies from card to card on the source's current stream, which first
 waits for what is under way on the target's, and the target's waits for the copy (`copy_device_to_device` in
 aten/src/ATen/native/cuda/Copy.cu): so a copy is ordered after what made its source and before what reads it, and no
 event of ours is needed. But a copy *back* makes the first card wait for the search behind it, and would keep
@@ -13,6 +13,7 @@ under way before an answer is taken. FAISS's own `IndexShards` and `IndexReplica
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.index import SearchIndex
-from cfa_index.bank.memory import MemoryBank
+from cfa_index.bank.memory import MemoryBank, check_queries
 from cfa_index.bank.neighbors import Neighbors
-from cfa_index.errors import BankError, DeviceError
+from cfa_index.errors import DeviceError
 from cfa_index.specs import CardSpec
 
 
@@ -48,7 +49,17 @@ class Bank(Protocol):
     def tensor(self) -> Tensor:
         """The vectors (M, D') on `device`."""
 
+    @property
+    def card(self) -> CardSpec:
+        """What is taken of a card."""
+
     def __len__(self) -> int: ...
+
+    def with_index(self, index: SearchIndex) -> Bank:
+        """The same vectors under an index."""
+
+    def as_flat(self) -> MemoryBank:
+        """One bank over all the vectors that answers as Flat."""
 
     def with_half_products(self) -> Bank:
         """The same bank with candidates from products of bfloat16, where that helps."""
@@ -85,7 +96,7 @@ class SpreadBank:
         card: CardSpec = CardSpec(),
     ) -> None:
         self.vectors = vectors
-        self.spread = card.spread
+        self.card = card
         self._starts = [0]
         if card.spread == "replicas":
             self._banks = [MemoryBank(vectors, device, index, card=card) for device in devices]
@@ -115,14 +126,20 @@ class SpreadBank:
         Raises:
             DeviceError: it has a shard of them only. Training takes replicas: each step gathers memories.
         """
-        if self.spread == "shards":
-            cards = ", ".join(str(bank.device) for bank in self._banks)
-            raise DeviceError(
-                expected="all memories on one card, which training gathers from",
-                got=f"a bank in shards on {cards}",
-                remedy="spread it as replicas, or train on one card",
-            )
-        return self._banks[0].tensor
+        return self._whole().tensor
+
+    def with_index(self, index: SearchIndex) -> SpreadBank:
+        """The same vectors under an index, see `MemoryBank.with_index`."""
+        other = copy.copy(self)
+        if self.card.spread == "replicas":
+            other._banks = [bank.with_index(index) for bank in self._banks]
+            index = other._banks[0].index or index
+        other.index = index
+        return other
+
+    def as_flat(self) -> MemoryBank:
+        """The first card's bank as Flat, see `MemoryBank.as_flat`. Raises DeviceError as `tensor` does."""
+        return self._whole().as_flat()
 
     def with_half_products(self) -> SpreadBank:
         """This bank: cards search as they do, see `MemoryBank.with_half_products`."""
@@ -132,8 +149,8 @@ class SpreadBank:
         """The k nearest memories of (n, D') float32 queries, see `MemoryBank.search`.
 
         Shards' distances are exact always, since those of matrix products over other rows cannot be compared. Of
-        memories as near as each other those of the first shard come first, so the lowest rows where each card
-        gives its lowest first.
+        memories as near as each other those of the first shard come first, and in a shard as its card gives them:
+        on CPUs, where products have no rounding, the lowest row.
 
         Args:
             queries: on the first card.
@@ -143,9 +160,21 @@ class SpreadBank:
         Raises:
             BankError: as for `MemoryBank`.
         """
-        return (
-            self._ask_shards(queries, k) if self.spread == "shards" else self._ask_replicas(queries, k, exact)
-        )
+        check_queries(queries, k, self.vectors.shape)
+        if self.card.spread == "shards":
+            return self._ask_shards(queries, k)
+        return self._ask_replicas(queries, k, exact)
+
+    def _whole(self) -> MemoryBank:
+        """The first card's, with all memories. Raises DeviceError for shards."""
+        if self.card.spread == "shards":
+            cards = ", ".join(str(bank.device) for bank in self._banks)
+            raise DeviceError(
+                expected="all memories on one card, which training gathers from",
+                got=f"a bank in shards on {cards}",
+                remedy="use --card-spread replicas, or train on one card",
+            )
+        return self._banks[0]
 
     def _ask_replicas(self, queries: Tensor, k: int, exact: bool) -> Neighbors:
         parts = queries.chunk(len(self._banks))  # of fewer queries than cards one each
@@ -156,12 +185,6 @@ class SpreadBank:
         return Neighbors(sq_distances=torch.cat(sq_distances), ids=torch.cat(ids))
 
     def _ask_shards(self, queries: Tensor, k: int) -> Neighbors:
-        if k > len(self):
-            raise BankError(
-                expected=f"to find {k} neighbours",
-                got=f"a bank of {len(self)} memories",
-                remedy="ask for fewer neighbours (K + J) or build a larger bank",
-            )
         sent = [queries.to(bank.device, non_blocking=True) for bank in self._banks]
         answers = [
             bank.search(part, min(k, len(bank)), exact=True)

@@ -25,12 +25,13 @@ def take_tensors() -> None:
     import faiss.contrib.torch_utils  # noqa: F401
 
 
-def make_resources(temporary_bytes: int) -> Any:
-    """FAISS's resources, which take nothing of a card before their first use."""
+def make_resources(number: int, temporary_bytes: int) -> Any:
+    """FAISS's resources, which take of a card at once what they need: later it might be missing."""
     resources = faiss.StandardGpuResources()
     # It is there for queries in the host's memory, of which we have none.
     resources.setPinnedMemory(0)
     resources.setTempMemory(temporary_bytes)
+    resources.getDefaultStream(number)  # streams, cuBLAS and scratch memory are made by the first call
     return resources
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from cfa_index.bank.card import CardFlat, CardHalf, card_of
 from cfa_index.bank.exact import nearest_rows
 from cfa_index.bank.half import HalfProducts
-from cfa_index.bank.neighbors import odd_queries
+from cfa_index.bank.neighbors import not_finite
+from cfa_index.card_memory import make_room
+from cfa_index.footprint import memories_footprint
 from cfa_index.specs import CardSpec
 
 _MOST_HALVED = 1 << 28
@@ -53,7 +55,7 @@ class HostFlat:
         )
         # FAISS never returns a row for a NaN or infinite query: its heap keeps -1.
         if len(ids) and int(ids.min()) < 0:
-            raise odd_queries()
+            raise not_finite()
         return sq_distances, ids
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
@@ -73,10 +75,11 @@ def tensor_on(device: torch.device, vectors: NDArray[np.float32], spec: CardSpec
 
     Raises:
         DeviceError: FAISS sees no such card. torch would say so in its own words, or take a card without FAISS.
-        CardMemoryError: there is no room for FAISS beside what is on the card.
+        CardMemoryError: there is no room for FAISS and for them beside what is on the card.
     """
     if device.type != "cpu":
         card_of(device, spec)
+        make_room(memories_footprint(*vectors.shape), device)
     return torch.from_numpy(vectors).to(device)
 
 

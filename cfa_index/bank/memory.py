@@ -16,9 +16,9 @@ from cfa_index.bank.flat import Candidates, flat_of, half_of, tensor_on
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
-from cfa_index.card_memory import card_memory, make_room
+from cfa_index.card_memory import card_memory
 from cfa_index.errors import BankError
-from cfa_index.footprint import OTHER_INDEX, SMALLER_BANK, memories_footprint
+from cfa_index.footprint import SMALLER_BANK
 from cfa_index.specs import CardSpec
 
 _SPARE = 3
@@ -80,7 +80,6 @@ class MemoryBank:
         self.card = card
         self.index: SearchIndex | None = None
         self._half: Candidates | None = None
-        make_room(memories_footprint(*vectors.shape), device)
         with card_memory(device, "the bank", lower=SMALLER_BANK):
             self._tensor = tensor_on(device, self.vectors, card)
             self._flat = flat_of(self.vectors, self._tensor, card)
@@ -105,8 +104,7 @@ class MemoryBank:
             CardMemoryError: there is no room for it on the card.
         """
         other = copy.copy(self)
-        with card_memory(self.device, "the index", lower=OTHER_INDEX):
-            other._take(index)
+        other._take(index)
         return other
 
     def as_flat(self) -> MemoryBank:
@@ -136,7 +134,7 @@ class MemoryBank:
         depends on the batch.
 
         On a card nothing here waits for it. So a query that is not finite is no error there: its distances are
-        NaN or infinite, and `require_finite` says so once what becomes of them is read on the host.
+        NaN or infinite, and whoever reads on the host what became of them raises `not_finite`.
 
         Args:
             queries: on the bank's device.

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfa_index.bank.flat import flat_of, tensor_on
-from cfa_index.bank.neighbors import odd_queries
+from cfa_index.bank.neighbors import not_finite
 from cfa_index.specs import CardSpec
 from cfa_index.transfers import Uploads
 
@@ -37,5 +37,5 @@ class NearestRow:
         [x] = self._uploads([torch.from_numpy(queries)])
         sq_distances, rows = (part[:, 0].cpu().numpy() for part in self._flat.search(x, 1))
         if np.isnan(sq_distances).any():
-            raise odd_queries()
+            raise not_finite()
         return sq_distances, rows

@@ -22,8 +22,8 @@ class Neighbors:
     ids: Tensor
 
 
-def odd_queries() -> BankError:
-    """The error for queries that are NaN or infinite."""
+def not_finite() -> BankError:
+    """The error of queries that are not finite: the host raises it at once, of a card when figures have come back."""
     return BankError(
         expected="finite queries",
         got="a NaN or infinite patch feature",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfa_index.bank.cards import Bank
 from cfa_index.bank.exact import exact_sq_distances
 from cfa_index.bank.index import SearchIndex, tunable
 from cfa_index.bank.memory import MemoryBank
@@ -62,7 +63,7 @@ class Truth:
         *,
         k: int,
         patches_per_image: int,
-        flat: MemoryBank | None = None,
+        flat: Bank | None = None,
     ) -> None:
         if len(queries) < 2:
             raise BankError(
@@ -141,8 +142,9 @@ def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
     enough: list[tuple[float, dict[str, int], int]] = []
     best: tuple[float, dict[str, int], int] = (-1.0, settings[-1], most)
     for setting in settings:
-        index.tuned(setting, most)
-        recalls = _recalls_by_shortlist(index, truth, queries, nearest, most)
+        longest = max(min(most, setting.get("efSearch", most)), truth.k)  # a walk names no more than it keeps
+        index.tuned(setting, longest)
+        recalls = _recalls_by_shortlist(index, truth, queries, nearest, longest)
         fits = [length for length, recall in recalls if recall >= min_recall]
         length, recall = (fits[0], min_recall) if fits else recalls[-1]
         if recall > best[0] and not fits:

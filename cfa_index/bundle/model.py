@@ -20,15 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfa_index.backbones import Backbone, backbone_from_state, load_backbone
-from cfa_index.bank import LISTS_FILE, MemoryBank, SearchIndex, build_faiss, read_faiss, shared_threads
+from cfa_index.backbones import Backbone, backbone_from_state, forward_bytes, load_backbone
+from cfa_index.bank import LISTS_FILE, SearchIndex, bank_on, build_faiss, read_faiss, shared_threads
 from cfa_index.bundle.generations import Content, changed_files, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
+from cfa_index.card_memory import make_room, memory_of
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.devices import check_inference, resolve_device
+from cfa_index.devices import check_inference, resolve_devices
 from cfa_index.errors import BundleError, SpecError
+from cfa_index.footprint import Footprint, scoring_footprint
 from cfa_index.images import ImageBatch, Source, load_batches
 from cfa_index.scorer import Scorer, require_numbers
 from cfa_index.specs import CardSpec, Precision
@@ -49,7 +51,7 @@ class ModelBundle:
     Attributes:
         path: the generation's folder.
         manifest: what it is.
-        backbone, descriptor, initial_descriptor, bank, scorer: its parts, on one device;
+        backbone, descriptor, initial_descriptor, bank, scorer: its parts, on one device, or the first of several;
             `initial_descriptor` is phi_0.
     """
 
@@ -58,13 +60,14 @@ class ModelBundle:
         path: Path,
         manifest: Manifest,
         backbone: Backbone,
-        device: torch.device,
+        devices: Sequence[torch.device],
         *,
         card: CardSpec = CardSpec(),
         rebuild_index: bool = False,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        device = devices[0]
         self.backbone = backbone.to(device)
         tensors = _load_tensors(path / DESCRIPTOR_FILE)
         self.descriptor = _descriptor(manifest.channels, tensors, "phi").to(device)
@@ -75,7 +78,7 @@ class ModelBundle:
         if baseline is not None and tuple(baseline.shape) != manifest.spec.features.grid:
             raise damaged(path / BASELINE_FILE, f"a baseline of shape {tuple(baseline.shape)}")
         index = None if manifest.index is None else _index(path, manifest, vectors, rebuild=rebuild_index)
-        self.bank = MemoryBank(vectors, device, index, card=card)
+        self.bank = bank_on(vectors, devices, index, card=card)
         self.scorer = Scorer(
             self.backbone,
             self.descriptor,
@@ -102,7 +105,8 @@ class ModelBundle:
 
         Args:
             path: <models>/<category>, or the folder of one generation.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            device: `auto`, `cpu`, `cuda`, `cuda:N`, or several cards as `cuda:0,1`, over which `card.spread`
+                says how the bank is spread; all else is on the first.
             card: what the bank may take of a card; without meaning on the CPU.
             weights: file of the backbone's weights, for a model that was written without them; one that
                 holds them takes the same file only.
@@ -117,9 +121,11 @@ class ModelBundle:
                 those that it was made with.
             WeightsError: the weights are missing or unreadable.
             DeviceError: the device is not there, cannot multiply bfloat16, or there is no compiler.
+            CardMemoryError: the card has no room for it.
             SpecError: another word for a device or a precision.
         """
-        target = resolve_device(device)
+        devices = resolve_devices(device)
+        target = devices[0]
         check_inference(target, precision, compiled=compiled)
         folder = Path(path)
         if not (folder / "manifest.json").exists():
@@ -148,8 +154,8 @@ class ModelBundle:
                     if embedded
                     else "hand over the same file with --weights",
                 )
-        backbone.to(target).for_inference(precision, compiled=compiled)
-        return cls(folder, manifest, backbone, target, card=card, rebuild_index=rebuild_index)
+        backbone.put_on(target).for_inference(precision, compiled=compiled)
+        return cls(folder, manifest, backbone, devices, card=card, rebuild_index=rebuild_index)
 
     @staticmethod
     def check_files(folder: Path, manifest: Manifest, leave_out: Sequence[str] = ()) -> None:
@@ -186,6 +192,30 @@ class ModelBundle:
                 remedy="give another value for threshold",
             )
         return self.threshold if given is None else given
+
+    def batch_footprint(self, images: int) -> Footprint:
+        """What scoring so many images at once takes of a card, beside the model itself."""
+        features, score = self.manifest.spec.features, self.manifest.spec.score
+        shortlist = self.manifest.index.shortlist if self.manifest.index else 0
+        k = score.neighbors if score.patch_score == "certainty" else 1
+        return scoring_footprint(
+            images=images,
+            size_px=features.size_px,
+            network_bytes=forward_bytes(self.backbone, images, features.size_px),
+            patches=features.patches_per_image,
+            width=self.descriptor.width,
+            k=k,
+            shortlist=max(shortlist, k),
+        )
+
+    def require_room(self, images: int) -> None:
+        """Refuse batches that the model's card has no room for.
+
+        Raises:
+            CardMemoryError: the message names what takes most.
+        """
+        if memory_of(self.bank.device) is not None:
+            make_room(self.batch_footprint(images), self.bank.device)
 
     @shared_threads()
     def score(

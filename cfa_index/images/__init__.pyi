@@ -1,6 +1,7 @@
 """The public names, a home each; `__init__.py` loads them when they are first used."""
 
 from .batches import ImageBatch as ImageBatch, load_batches as load_batches
+from .card_decode import CardDecoder as CardDecoder
 from .decode import (
     MAX_PIXELS as MAX_PIXELS,
     SUFFIXES as SUFFIXES,
@@ -25,6 +26,7 @@ from .frame import (
     square_pixels as square_pixels,
     valid_mask as valid_mask,
 )
+from .jpegs import Jpeg as Jpeg, read_for_card as read_for_card
 from .tiles import (
     ImageMap as ImageMap,
     MapJoiner as MapJoiner,

@@ -199,7 +199,7 @@ def _upright_rgb(image: Image.Image, name: str, *, is_ours: bool = False) -> Ima
     It is a new one, unless the image `is_ours` alone: a copy is about a tenth of reading a JPEG of 1,024 px.
     """
     image.load()  # PNG and TIFF know their orientation only now
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation_of(image))
     rgb = to_rgb(image, name=name)
     if turn is not None:
         rgb = rgb.transpose(turn)
@@ -209,7 +209,8 @@ def _upright_rgb(image: Image.Image, name: str, *, is_ours: bool = False) -> Ima
     return rgb
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where an image says nothing, or nothing that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # as wide as in `reading`, and the pixels are fine without it

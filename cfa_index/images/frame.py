@@ -89,7 +89,7 @@ def _span(low: float, high: float, scale: float, offset: float, source_px: int) 
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Resize to (width, height), then put the result's upper left corner at (left, top) of the square."""
 
     width: int
@@ -98,17 +98,18 @@ class _Plan:
     top: int
 
 
-def _plan(width: int, height: int, features: FeatureSpec) -> _Plan:
+def plan_of(width: int, height: int, features: FeatureSpec) -> Plan:
+    """How an image of `width` x `height` pixels is fitted to the square."""
     side = features.size_px
     if features.geometry == "crop":
         resized = round(side / CROP_RATIO)
         margin = (resized - side) // 2
-        return _Plan(resized, resized, -margin, -margin)
+        return Plan(resized, resized, -margin, -margin)
     if features.geometry == "letterbox":
         longest = max(width, height)
         inner_width, inner_height = (max(1, round(px * side / longest)) for px in (width, height))
-        return _Plan(inner_width, inner_height, (side - inner_width) // 2, (side - inner_height) // 2)
-    return _Plan(side, side, 0, 0)
+        return Plan(inner_width, inner_height, (side - inner_width) // 2, (side - inner_height) // 2)
+    return Plan(side, side, 0, 0)
 
 
 def frame_of(width: int, height: int, features: FeatureSpec) -> Frame:
@@ -118,7 +119,7 @@ def frame_of(width: int, height: int, features: FeatureSpec) -> Frame:
     the centre (paper, Sec. 4.1). `letterbox` resizes the longer side to size_px and the other in
     proportion (to whole pixels: the two scales may differ a little), centred on black.
     """
-    plan, side = _plan(width, height, features), features.size_px
+    plan, side = plan_of(width, height, features), features.size_px
     return Frame(
         source_width=width,
         source_height=height,
@@ -154,7 +155,7 @@ def square_pixels(image: Image.Image, features: FeatureSpec) -> tuple[npt.NDArra
     if image.mode != "RGB":
         raise ImageError(expected="an RGB image", got=f"mode {image.mode}", remedy="pass it through to_rgb")
     frame = frame_of(image.width, image.height, features)
-    plan = _plan(image.width, image.height, features)
+    plan = plan_of(image.width, image.height, features)
     resized = image.resize((plan.width, plan.height), Image.Resampling.BILINEAR)
     if resized.size != (features.size_px, features.size_px):
         square = Image.new("RGB", (features.size_px, features.size_px))

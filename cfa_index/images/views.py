@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,16 @@ def read_views(
         max_pixels: as in `decode`.
     """
     try:
-        image = decode(place.source(path), max_pixels=max_pixels)
+        source = place.source(path)
+    except ImageError as error:
+        return error
+    return read_source(source, features, max_pixels)
+
+
+def read_source(source: Path | bytes, features: FeatureSpec, max_pixels: int) -> Views | ImageError:
+    """Fit one image, a file or its content."""
+    try:
+        image = decode(source, max_pixels=max_pixels)
     except ImageError as error:
         return error
     side, frames = features.size_px, []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cfa_index.specs.base import Spec, require
 
-INDEX_NAMES = ("flat", "flat16", "pca-refine", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "auto")
+INDEX_NAMES = ("flat", "flat16", "pca-refine", "ivf", "ivf-sq8", "ivf-pq", "hnsw", "cagra", "auto")
 """Short names; anything else is a FAISS factory string."""
 
 
@@ -19,8 +19,8 @@ class IndexSpec(Spec):
         factory: a FAISS factory string, or one of `INDEX_NAMES`. `flat` is exact; `flat16` keeps half
             floats; `pca-refine` looks at leading principal directions and ranks a shortlist again;
             `ivf`, `ivf-sq8` and `ivf-pq` look into the nearest cells of a partition, the latter two at
-            compressed memories; `hnsw` walks a graph; `auto` measures them all and takes the fastest
-            that keeps within the budgets.
+            compressed memories; `hnsw` walks a graph; `cagra` one that a card with cuVS builds and walks,
+            too; `auto` measures them all and takes the fastest that keeps within the budgets.
         min_recall: share of good patches whose nearest memory has to be found (recall@1 against Flat).
         budget_memory_bytes: most bytes that `auto` may keep resident for a search; None for no limit.
         budget_latency_ms: most milliseconds that `auto` may take for the patches of one image.

@@ -123,7 +123,7 @@ def build(
     # Before any work: what cannot be made of all images cannot be made of the readable ones.
     if not spec.features.tile_px:  # how many tiles there are is known when the images are read
         check_enough_patches(spec, len(split_held_out(range(len(good.images)), spec.held_out, spec.seed)[0]))
-    backbone = backbone.to(device)
+    backbone = backbone.put_on(device)
     path = store_path(features_dir, good.category, store_header(good.source, spec.features, backbone))
     store = extract(
         good.images,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cfa_index.bank import IndexTrial, MemoryBank, SearchIndex, changed_faiss, read_faiss
+from cfa_index.bank import Bank, IndexTrial, SearchIndex, changed_faiss, read_faiss
 from cfa_index.bundle import (
     BACKBONE_FILE,
     BASELINE_FILE,
@@ -74,7 +74,7 @@ def write_change(
     bundle: ModelBundle,
     store: JoinedStore,
     manifest: Manifest,
-    bank: MemoryBank,
+    bank: Bank,
     *,
     places: Sequence[MemorySource],
     crops: Sequence[bytes],

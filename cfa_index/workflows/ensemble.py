@@ -121,6 +121,7 @@ def _one_model(
 ) -> Iterator[list[ImageMap] | ImageError]:
     """Of each image, in order, its map by state, or why it cannot be read."""
     features = model.manifest.spec.features
+    model.require_room(batch_size)
     joiners: list[MapJoiner] = []
     left = 0
     batches = load_batches(paths, features, batch_size=batch_size, threads=threads)

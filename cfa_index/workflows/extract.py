@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfa_index.backbones import Backbone
+from cfa_index.backbones import Backbone, forward_bytes
 from cfa_index.bank import shared_threads
+from cfa_index.card_memory import make_room, memory_of
 from cfa_index.errors import DatasetError, ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, sha256_of_file, sha256_of_json
+from cfa_index.footprint import SMALLER_NETWORK, Footprint
 from cfa_index.images import (
     Frame,
     ImageBatch,
@@ -89,9 +91,13 @@ def extract(
         DatasetError: not one image could be read.
         StoreError: another process writes this store, or a feature overflows.
         OutputError: the disk is full or read-only.
+        CardMemoryError: a card has no room for a forward pass.
     """
     if not images:
         raise DatasetError(expected=f"good images in {source}", got="none", remedy="give at least one")
+    if memory_of(device) is not None:
+        forward = forward_bytes(backbone, _FORWARD_IMAGES, features.size_px)
+        make_room(Footprint.of(SMALLER_NETWORK, network=forward), device)
     header = store_header(source, features, backbone)
     planned = _plan_rows(images, source, features, path, listener)
     uploads, downloads = Uploads(device), Downloads(device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank import IndexChoice, MemoryBank, Truth, make_index, tune
+from cfa_index.bank import Bank, IndexChoice, Truth, make_index, tune
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.specs import ModelSpec
@@ -107,7 +107,7 @@ def remeasure_index(
 
 
 def truth_of(
-    bank: MemoryBank,
+    bank: Bank,
     spec: ModelSpec,
     store: PatchStore,
     rows: Sequence[int],

@@ -234,7 +234,7 @@ def reindex(
         spec = replace(bundle.manifest.spec, index=index)
         fit_rows, held_rows = fit_and_held(store, spec)
         start = start_of(bundle, store, spec)
-        start = replace(start, bank=MemoryBank(bundle.bank.vectors, bundle.bank.device, card=card))
+        start = replace(start, bank=bundle.bank.as_flat())
         judges = judging_rows(store, held_rows, bundle.manifest)
         start, choice = index_bank(
             start, store, held_rows=judges, fit_rows=fit_rows, phi=bundle.descriptor, listener=listener

@@ -18,11 +18,11 @@ from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Workers
 from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
-from cfa_index.images import MAX_PIXELS, read_entry
+from cfa_index.images import MAX_PIXELS, read_entry, read_for_card
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_pipeline import Pipeline, Waits
-from cfa_index.workflows.score_run import SCHEMA_VERSION, open_run
+from cfa_index.workflows.score_run import SCHEMA_VERSION, DecodeOn, open_run
 from cfa_index.workflows.score_target import LOCK_FILE, claim
 
 _TELL_EVERY_S = 0.5
@@ -76,6 +76,7 @@ def score_folder(
     retry_errors: bool = False,
     gallery: int | None = None,
     credit: str = "",
+    decode: DecodeOn = "host",
     stop: Callable[[], bool] = lambda: False,
     listener: Listener = ignore,
 ) -> ScoreReport:
@@ -101,12 +102,15 @@ def score_folder(
         retry_errors: score those images again that had an error.
         gallery: also write report.html, with pictures of so many of the highest scores; None for no page.
         credit: whom the images are from, on the page and in the pictures.
+        decode: `card` decodes JPEGs there: workers only read them. Pixels and scores differ a little, see
+            `images/card_decode.py`; not for models with tiles.
         stop: asked before each shard; True ends the run when the shards that were begun are written.
         listener: told of progress.
 
     Raises:
         DatasetError: the folder is missing or holds no image.
-        SpecError: the threshold is not finite, or a number is out of its range.
+        SpecError: the threshold is not finite, a number is out of its range, or tiles are to be decoded on a card.
+        DeviceError: the model is on no card that could decode.
         OutputError: the target belongs to another run or is at work, lies inside the folder, or cannot be
             written.
     """
@@ -121,6 +125,7 @@ def score_folder(
         shard_images=shard_images,
         max_pixels=max_pixels,
         credit=credit,
+        decode=decode,
     )
     waits = Waits()
     started = time.perf_counter()
@@ -131,7 +136,9 @@ def score_folder(
         list_again(listing, rescan, stop, listener)
         with (
             _listing_ahead(listing),
-            Workers(workers, time_limit_s=time_limit_s, functions=(read_entry, Heatmaps.draw)) as pool,
+            Workers(
+                workers, time_limit_s=time_limit_s, functions=(read_entry, read_for_card, Heatmaps.draw)
+            ) as pool,
             stage(listener, "score", None, "images") as advance,
         ):
             progress = _Progress(listing, waits, advance, listener)

@@ -21,11 +21,11 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Lost, Workers
 from cfa_index.errors import ImageError
 from cfa_index.events import Listener, Notice
-from cfa_index.images import Views, read_entry
+from cfa_index.images import CardDecoder, Jpeg, Views, read_entry, read_for_card
 from cfa_index.workflows.score_listing import Shard, uri_of
 from cfa_index.workflows.score_maps import ShardMaps
 from cfa_index.workflows.score_parts import Row, standing, to_score
-from cfa_index.workflows.score_rows import Queued, Scored, queue_batches, results_of
+from cfa_index.workflows.score_rows import Queued, Read, Scored, queue_batches, results_of
 from cfa_index.workflows.score_run import ScoreRun
 
 _BATCHES_AHEAD = 3
@@ -103,7 +103,8 @@ class Pipeline:
             DatasetError: the source is missing, or cannot be listed.
             OutputError: something cannot be written; the shards that are written stay.
         """
-        reads = self.workers.ordered(read_entry, self._tasks(shards), window=self._window)
+        read = read_entry if self.run.decode == "host" else read_for_card
+        reads = self.workers.ordered(read, self._tasks(shards), window=self._window)
         writing: deque[Future[None]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="cfa-index-write") as writer:
             try:
@@ -126,12 +127,18 @@ class Pipeline:
         """Each image with the plan of its shard; the first batch of a shard is queued before the last is read."""
         scorer, run = self.bundle.scorer, self.run
         keep_maps = run.maps is not None or run.heatmaps is not None
+        decoder = None if run.decode == "host" else CardDecoder(run.features, scorer.bank.device)
 
         def queued() -> Iterator[tuple[_Plan, Queued]]:
             for plan, group in groupby(self._timed(reads), key=lambda read: read[0][0]):
                 found = (_pixels(result) for _, result in group)
                 for batch in queue_batches(
-                    scorer, found, features=run.features, batch_size=run.batch_size, keep_maps=keep_maps
+                    scorer,
+                    found,
+                    features=run.features,
+                    batch_size=run.batch_size,
+                    keep_maps=keep_maps,
+                    decoder=decoder,
                 ):
                     yield plan, batch
 
@@ -224,10 +231,10 @@ class Pipeline:
         self.run.parts.write(shard, rows)
 
 
-def _pixels(result: Views | ImageError | Lost | str) -> Views | str:
+def _pixels(result: Views | Jpeg | ImageError | Lost | str) -> Read:
     if isinstance(result, Lost):
         return f"expected to read it, got none: {result.reason}; look at the file, or raise --time-limit"
-    return result if isinstance(result, Views | str) else str(result)
+    return str(result) if isinstance(result, ImageError) else result
 
 
 def _wait_for_room(drawn: list[Future[Any]], window: int) -> None:

@@ -259,6 +259,7 @@ class _Load:
 
         Raises:
             BundleError: it is missing or damaged on this machine, or another one.
+            CardMemoryError: this machine's card has no room for it and its batches.
         """
         reuse_freed_memory()
         set_threads(self.threads)
@@ -277,6 +278,7 @@ class _Load:
                 got=bundle.sha256[:12],
                 remedy="copy the same model to all of them",
             )
+        bundle.require_room(self.run.batch_size)
         return _ShardScorer(self.run, bundle)
 
 

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cfa_index.images import Frame, MapJoiner, Views, stitcher_of
+from cfa_index.images import CardDecoder, Frame, Jpeg, MapJoiner, Views, stitcher_of
 from cfa_index.scorer import Scorer
 from cfa_index.specs import FeatureSpec
 from cfa_index.transfers import Pending
+
+Read = Views | Jpeg | str
+"""What was read of an image, or why it could not be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class Queued:
 
 def score_images(
     scorer: Scorer,
-    reads: Iterable[Views | str],
+    reads: Iterable[Read],
     *,
     features: FeatureSpec,
     batch_size: int,
@@ -90,31 +94,38 @@ def score_images(
 
 def queue_batches(
     scorer: Scorer,
-    reads: Iterable[Views | str],
+    reads: Iterable[Read],
     *,
     features: FeatureSpec,
     batch_size: int,
     keep_maps: bool,
+    decoder: CardDecoder | None = None,
 ) -> Iterator[Queued]:
-    """The first half of `score_images`: batches that the scorer's device was told to score."""
+    """The first half of `score_images`: batches that the scorer's device was told to score.
+
+    Args:
+        scorer, reads, features, batch_size, keep_maps: as there.
+        decoder: of JPEGs among the reads.
+    """
     side = features.size_px
     squares = _squares(reads)
     while batch := list(islice(squares, batch_size)):
-        shown = [views.frames[number] for views, number in batch if isinstance(views, Views)]
+        decoded = {} if decoder is None else _decode(batch, decoder)
+        shown = [views.frames[number] for views, number in batch if not isinstance(views, str)]
         pending = None
         if shown:
             pixels = scorer.uploads.staging((batch_size, 3, side, side), torch.uint8)
             for slot in range(batch_size):
                 views, number = batch[slot] if slot < len(batch) else ("", 0)
                 pixels[slot] = torch.from_numpy(views.pixels[number]) if isinstance(views, Views) else 0
-            frames = [
-                views.frames[number] if isinstance(views, Views) else shown[0] for views, number in batch
-            ]
+            if decoder is not None and decoded:
+                pixels = decoder.with_squares(pixels, decoded)
+            frames = [shown[0] if isinstance(views, str) else views.frames[number] for views, number in batch]
             frames += [shown[0]] * (batch_size - len(frames))
             scored = scorer.score_pixels(pixels, frames)
             needs_maps = keep_maps or features.tile_px > 0  # tiles are joined on the host
             pending = scorer.downloads.start([scored.maps if needs_maps else scored.scores])
-        slots = [(views.frames if isinstance(views, Views) else views, number) for views, number in batch]
+        slots = [(views if isinstance(views, str) else views.frames, number) for views, number in batch]
         yield Queued(slots=slots, pending=pending)
 
 
@@ -145,10 +156,23 @@ def _with_a_number(scored: Scored) -> Scored:
     )
 
 
-def _squares(reads: Iterable[Views | str]) -> Iterator[tuple[Views | str, int]]:
+def _decode(batch: list[tuple[Read, int]], decoder: CardDecoder) -> dict[int, Tensor]:
+    """Squares of the JPEGs of a batch, by slot; those that the card refuses become what the host makes of them."""
+    jpegs = {slot: read for slot, (read, _) in enumerate(batch) if isinstance(read, Jpeg)}
+    decoded = {}
+    for (slot, jpeg), square in zip(jpegs.items(), decoder.squares(list(jpegs.values())), strict=True):
+        if square is not None:
+            decoded[slot] = square
+            continue
+        read = jpeg.on_host()
+        batch[slot] = (read if isinstance(read, Views) else str(read), 0)
+    return decoded
+
+
+def _squares(reads: Iterable[Read]) -> Iterator[tuple[Read, int]]:
     """Every view of every image, and one for an image without any."""
     for read in reads:
-        for number in range(len(read.frames) if isinstance(read, Views) else 1):
+        for number in range(1 if isinstance(read, str) else len(read.frames)):
             yield read, number
 
 

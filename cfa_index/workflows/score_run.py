@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow.compute as pc
 
 from cfa_index.bundle import ModelBundle
-from cfa_index.errors import SpecError
+from cfa_index.errors import DeviceError, SpecError
 from cfa_index.events import Listener
 from cfa_index.places import Place, open_place
 from cfa_index.specs import FeatureSpec, Precision
@@ -21,6 +21,8 @@ from cfa_index.workflows.score_report import write_report
 from cfa_index.workflows.score_target import RUN_FILE, require_apart, require_ours, write_csv
 
 SCHEMA_VERSION = 2
+DecodeOn = Literal["host", "card"]
+"""Where JPEGs become pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class ScoreRun:
         batch_size, shard_images, max_pixels: as in `score_folder`.
         maps, heatmaps: where these go; None for nowhere.
         credit: whom the images are from.
+        decode: where JPEGs are decoded.
     """
 
     source: Place
@@ -52,6 +55,7 @@ class ScoreRun:
     maps: Maps | None
     heatmaps: Heatmaps | None
     credit: str
+    decode: DecodeOn
 
     @property
     def parts(self) -> Parts:
@@ -110,13 +114,17 @@ def open_run(
     shard_images: int,
     max_pixels: int,
     credit: str,
+    decode: DecodeOn = "host",
 ) -> ScoreRun:
     """The run of some arguments of `score_folder`; nothing is written yet.
 
     Raises:
         DatasetError: the folder is missing or holds no image.
-        SpecError: the threshold is not finite, or a number is out of its range.
+        SpecError: the threshold is not finite, a number is out of its range, or images with tiles are to be decoded
+            on a card.
+        DeviceError: the model is on no card that could decode.
         OutputError: the target lies inside the folder, is another run's, or cannot be read.
+        CardMemoryError: the model's card has no room for such batches.
     """
     for name, value in (
         ("batch_size", batch_size),
@@ -127,12 +135,14 @@ def open_run(
             raise SpecError(
                 expected=f"{name} to be 1 or more", got=repr(value), remedy=f"give another value for {name}"
             )
+    bundle.require_room(batch_size)
     limit = bundle.threshold_or(threshold)
     source, target = open_place(folder), open_place(output)
     require_apart(source, target)
     if target.read(RUN_FILE) is None:
         require_images(source)  # a source without any leaves no target
     features = bundle.manifest.spec.features
+    _check_decode(bundle, decode)
     kept: Maps | None = None
     if maps and features.tile_px:
         kept = ArrayAnImage(target=target, size_px=features.size_px)
@@ -153,6 +163,7 @@ def open_run(
             "batch_size": batch_size,
             "shard_images": shard_images,
             "max_pixels": max_pixels,
+            "decode": decode,
         },
         model_sha=bundle.sha256,
         features=features,
@@ -163,9 +174,31 @@ def open_run(
         max_pixels=max_pixels,
         maps=kept,
         credit=credit,
+        decode=decode,
         heatmaps=Heatmaps(source=source, target=target, threshold=limit, credit=credit, max_pixels=max_pixels)
         if heatmaps
         else None,
     )
     require_ours(target, run.settings)  # before a lock is left in somebody else's folder
     return run
+
+
+def _check_decode(bundle: ModelBundle, decode: DecodeOn) -> None:
+    if decode not in get_args(DecodeOn):
+        raise SpecError(
+            expected="decode to be one of host, card",
+            got=repr(decode),
+            remedy="give another value for decode",
+        )
+    if decode == "host":
+        return
+    if bundle.bank.device.type == "cpu":
+        raise DeviceError(
+            expected="a card that decodes", got="a model on the CPU", remedy="leave --decode card out"
+        )
+    if bundle.manifest.spec.features.tile_px:
+        raise SpecError(
+            expected="a model without tiles for --decode card",
+            got=f"tiles of {bundle.manifest.spec.features.tile_px} px",
+            remedy="leave --decode card out: tiles are cut on the host",
+        )

@@ -64,7 +64,7 @@ def require_ours(target: Place, settings: Mapping[str, Any]) -> bool:
             )
         return True
     try:
-        before = dict(json.loads(content))
+        before = {"decode": "host", **json.loads(content)}  # runs of before this setting go on
     except (ValueError, TypeError):
         before = {}
     changed = [name for name in settings if before.get(name) != settings[name]]

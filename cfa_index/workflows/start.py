@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank import MemoryBank, PatchSources
+from cfa_index.bank import Bank, MemoryBank, PatchSources
 from cfa_index.bundle import (
     EXEMPLARS_FILE,
     SOURCES_FILE,
@@ -46,7 +46,7 @@ class Start:
 
     spec: ModelSpec
     phi_0: PatchDescriptor
-    bank: MemoryBank
+    bank: Bank
     owners: NDArray[np.int64]
     sources: PatchSources | None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import MemoryBank, recall_at
+from cfa_index.bank import Bank, MemoryBank, recall_at
 from cfa_index.images import Frame, image_maps_of
 from cfa_index.metrics import PixelMetrics, auroc
 from cfa_index.scorer import Scorer
@@ -92,7 +92,7 @@ def measure_speed(
     )
 
 
-def measure_recall(bank: MemoryBank, queries: Tensor) -> tuple[float, float]:
+def measure_recall(bank: Bank, queries: Tensor) -> tuple[float, float]:
     """Recall@1 and @3 against Flat over the same vectors, on (m, D') float32 queries; ties are no misses."""
     k = min(3, len(bank))
     flat = MemoryBank(bank.vectors, bank.device, card=bank.card)

@@ -111,7 +111,7 @@ def plan_study(
     """
     place = StudyFolder(folder, category.name)
     place.check()
-    backbone = backbone.to(device)
+    backbone = backbone.put_on(device)
     images = stored_images(category, spec, backbone=backbone, features_dir=features_dir)
     if images is not None:
         return plan_cells(images, spec, sweep, place, device, card, listener)

@@ -45,7 +45,6 @@ from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import sha256_of_json
 from cfa_index.scorer import Scorer
 from cfa_index.specs import CardSpec, TrainSpec
-from cfa_index.transfers import Uploads
 from cfa_index.workflows.build import timestamp, versions
 from cfa_index.workflows.calibrate import calibrated_scorer, score_held_out, with_scores
 from cfa_index.workflows.checkpoint import read_checkpoint, remove_checkpoint, write_checkpoint
@@ -112,6 +111,7 @@ def train(
         SpecError: K + J is larger than the bank, `drop_last` leaves no batch, or too few images were held
             out for `select`.
         DatasetError: `select` needs a held-out image that is gone or was changed.
+        CardMemoryError: a card has no room for the model or a step.
     """
     with category_lock(models_dir / category):
         return _train(
@@ -162,6 +162,7 @@ def _train(
     else:
         radius = spec.radius
     trainer = Trainer(phi, start.bank, spec, radius)
+    trainer.require_room(store.header)
     identity = {"parent": bundle.manifest.generation, "manifest": bundle.manifest.to_dict()["sha256"]}
     identity |= {"train": str(spec.to_dict())}
     keeping = keep_epochs or selection is not None
@@ -174,12 +175,11 @@ def _train(
         done = None
     log = restore(trainer, done) if done else []
     steps = len(rows) // spec.batch_size if spec.drop_last else math.ceil(len(rows) / spec.batch_size)
-    uploads = Uploads(bundle.bank.device)
     with stage(listener, "training", steps * (spec.epochs - len(log)), "steps") as advance:
         for epoch in range(len(log), spec.epochs):
             order = np.random.default_rng([order_seed, epoch]).permutation(np.asarray(rows)).tolist()
-            parts = [order[step * spec.batch_size :][: spec.batch_size] for step in range(steps)]
-            batches = train_batches(store, parts, uploads)
+            parts = [order[step * spec.batch_size : (step + 1) * spec.batch_size] for step in range(steps)]
+            batches = train_batches(store, parts, trainer.uploads)
             log.append(train_epoch(trainer, batches, epoch=epoch + 1, advance=advance))
             if keeping:
                 keep_epoch(folder, identity, epoch + 1, trainer.descriptor)

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_index.bank import MemoryBank
+from cfa_index.bank import Bank, not_finite
+from cfa_index.card_memory import card_memory, make_room
 from cfa_index.descriptor import PatchDescriptor
-from cfa_index.errors import BankError
+from cfa_index.footprint import SMALLER_BATCH, training_footprint
 from cfa_index.hypersphere import HypersphereLoss, neighbor_sq_distances
 from cfa_index.specs import TrainSpec
-from cfa_index.store import PatchStore
+from cfa_index.store import PatchStore, StoreHeader
 from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.checkpoint import Checkpoint
 from cfa_index.workflows.train_batches import TrainBatch, train_batches
@@ -59,12 +60,20 @@ class Trainer:
         bank: frozen.
         spec: the settings.
         radius: where r starts.
+
+    Attributes:
+        uploads, downloads: the ways to the bank's device and back.
+
+    Raises:
+        DeviceError: the bank is in shards over several cards.
     """
 
-    def __init__(self, descriptor: PatchDescriptor, bank: MemoryBank, spec: TrainSpec, radius: float) -> None:
+    def __init__(self, descriptor: PatchDescriptor, bank: Bank, spec: TrainSpec, radius: float) -> None:
         self.descriptor = descriptor.train()
         self.bank = bank
+        self._memories = bank.tensor  # (M, D'); of a bank in shards no card has them all, and this says so
         self.spec = spec
+        self.uploads, self.downloads = Uploads(bank.device), Downloads(bank.device)
         self.loss = HypersphereLoss(
             attract=spec.attract, repel=spec.repel, margin=spec.margin, radius=radius
         ).to(bank.device)
@@ -93,17 +102,35 @@ class Trainer:
         Returns:
             (4,) float32 on the device: L_att, L_rep, the mean rooted distance to the K nearest memories, and r
             after the update. On a card NaN where a patch was not finite.
+
+        Raises:
+            CardMemoryError: a card's memory runs out.
         """
-        patches = _patches(self.descriptor, levels, inspected)
-        found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
-        sq_distances = neighbor_sq_distances(patches, self.bank.tensor, found.ids, found.sq_distances)
-        terms = self.loss(sq_distances)
-        self.optimizer.zero_grad(set_to_none=True)
-        (terms.total * self.spec.loss_scale).backward()
-        self.optimizer.step()
-        distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
-        figures = (terms.attraction, terms.repulsion, distance, self.loss.radius)
-        return torch.stack([figure.detach() for figure in figures])
+        with card_memory(self.bank.device, f"training on {len(levels[0])} images", lower=SMALLER_BATCH):
+            patches = _patches(self.descriptor, levels, inspected)
+            found = self.bank.search(patches.detach(), self.spec.attract + self.spec.repel)
+            sq_distances = neighbor_sq_distances(patches, self._memories, found.ids, found.sq_distances)
+            terms = self.loss(sq_distances)
+            self.optimizer.zero_grad(set_to_none=True)
+            (terms.total * self.spec.loss_scale).backward()
+            self.optimizer.step()
+            distance = found.sq_distances[:, : self.spec.attract].sqrt().mean()
+            figures = (terms.attraction, terms.repulsion, distance, self.loss.radius)
+            return torch.stack([figure.detach() for figure in figures])
+
+    def require_room(self, header: StoreHeader) -> None:
+        """Refuse steps with pyramids of a store that a card has no room for.
+
+        Raises:
+            CardMemoryError: the message names what takes most.
+        """
+        needed = training_footprint(
+            images=self.spec.batch_size,
+            shapes=[(depth, *grid) for depth, grid in zip(header.channels, header.grids, strict=True)],
+            width=self.descriptor.width,
+            k=self.spec.attract + self.spec.repel,
+        )
+        make_room(needed, self.bank.device)
 
 
 def train_epoch(
@@ -121,14 +148,13 @@ def train_epoch(
         BankError: a patch is not finite. On a card phi is no longer of use then.
     """
     started = time.perf_counter()
-    downloads = Downloads(trainer.bank.device)
 
     def queued() -> Iterator[tuple[int, Pending]]:
         for batch in batches:
-            yield len(batch.rows), downloads.start([trainer.step(batch.levels, batch.inspected)])
+            yield len(batch.rows), trainer.downloads.start([trainer.step(batch.levels, batch.inspected)])
 
     totals, images = np.zeros(3), 0
-    for views, pending in downloads.behind(queued()):
+    for views, pending in trainer.downloads.behind(queued()):
         figures = pending.result()[0].tolist()
         attraction, repulsion, distance, radius = figures
         _check_finite(distance)
@@ -155,7 +181,7 @@ def train_epoch(
 
 
 def median_radius(
-    store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: MemoryBank, spec: TrainSpec
+    store: PatchStore, rows: Sequence[int], phi: PatchDescriptor, bank: Bank, spec: TrainSpec
 ) -> float:
     """Root of the median squared distance of good patches to their K-th memory, under phi.
 
@@ -185,11 +211,7 @@ def _patches(phi: PatchDescriptor, levels: Sequence[Tensor], inspected: Tensor |
 def _check_finite(distance: float) -> None:
     """What a search on the CPU says at once shows in the distances of a card's."""
     if not math.isfinite(distance):
-        raise BankError(
-            expected="finite queries",
-            got="a NaN or infinite patch feature",
-            remedy="check the image, the weights and the precision",
-        )
+        raise not_finite()
 
 
 def snapshot(trainer: Trainer, log: Sequence[EpochLog]) -> Checkpoint:

@@ -20,6 +20,13 @@ class StorageName(StrEnum):
     FP16 = "fp16"
 
 
+class SpreadName(StrEnum):
+    """What several cards hold."""
+
+    REPLICAS = "replicas"
+    SHARDS = "shards"
+
+
 CardMemory = Annotated[
     str | None,
     typer.Option(
@@ -44,10 +51,25 @@ CardStorage = Annotated[
         rich_help_panel=o.RUN,
     ),
 ]
+CardSpread = Annotated[
+    SpreadName | None,
+    typer.Option(
+        "--card-spread",
+        envvar="CFA_INDEX_CARD_SPREAD",
+        help="With several cards, --device cuda:0,1: how the bank is spread over them. replicas: each holds it "
+        "and searches for a part of the patches. shards: each holds a part of it, so that it may be larger than "
+        "a card, and they search without an index; not for training. All else is done on the first. "
+        f"[default: {_DEFAULTS.spread}]",
+        show_default=False,
+        rich_help_panel=o.RUN,
+    ),
+]
 
 
-def card_settings(memory: str | None, storage: StorageName | None) -> CardSpec:
-    """The settings behind `--card-memory` and `--card-storage`; on the CPU they mean nothing.
+def card_settings(
+    memory: str | None, storage: StorageName | None, spread: SpreadName | None = None
+) -> CardSpec:
+    """The settings behind the options `--card-...`; on the CPU they mean nothing.
 
     Raises:
         SpecError: no memory, or more than FAISS takes.
@@ -55,4 +77,5 @@ def card_settings(memory: str | None, storage: StorageName | None) -> CardSpec:
     return CardSpec(
         temporary_bytes=_DEFAULTS.temporary_bytes if memory is None else o.parse_bytes(memory),
         storage=_DEFAULTS.storage if storage is None else storage.value,
+        spread=_DEFAULTS.spread if spread is None else spread.value,
     )

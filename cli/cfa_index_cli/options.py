@@ -76,6 +76,13 @@ class SelectName(StrEnum):
     SYNTHETIC = "synthetic"
 
 
+class DecodeName(StrEnum):
+    """Where JPEGs become pixels."""
+
+    HOST = "host"
+    CARD = "card"
+
+
 class PrecisionName(StrEnum):
     """What products are computed in."""
 
@@ -185,7 +192,10 @@ OneCategory = Annotated[str, typer.Option("--category", "-c", help="Name of the 
 Device = Annotated[
     str,
     typer.Option(
-        "--device", envvar="CFA_INDEX_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN
+        "--device",
+        envvar="CFA_INDEX_DEVICE",
+        help="auto, cpu, cuda or cuda:N; several cards, cuda:0,1, where there is --card-spread.",
+        rich_help_panel=RUN,
     ),
 ]
 Threads = Annotated[
@@ -226,7 +236,8 @@ IndexName = Annotated[
         "--index",
         help="How memories are searched. flat: exactly (the default). flat16: half floats. pca-refine: leading "
         "directions, then a shortlist exactly. ivf, ivf-sq8, ivf-pq: the nearest cells of a partition, the "
-        "latter two compressed. hnsw: a graph. auto: the fastest within the budgets. Or a FAISS factory string. "
+        "latter two compressed. hnsw: a graph. cagra: a graph that a card can build and walk, too (extra cuvs). "
+        "auto: the fastest within the budgets. Or a FAISS factory string. "
         "All but flat are tuned on held-out patches; distances stay exact.",
         rich_help_panel=INDEX,
     ),

@@ -23,7 +23,15 @@ from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
 CPU, CARD = torch.device("cpu"), torch.device("meta:0")
 COUNT, D, K = 1500, 32, 3
 XB, XQ = clustered(COUNT, D, seed=1), clustered(300, D, seed=11)
-ON_A_CARD = ["flat16", "pca-refine", "ivf", "ivf-sq8", "IVF16,SQfp16", "PCA16,IVF16,PQ8", "OPQ8_16,IVF8,Flat"]
+ON_A_CARD = [
+    "flat16",
+    "pca-refine",
+    "ivf",
+    "ivf-sq8",
+    "IVF16,SQfp16",
+    "PCA16,IVF16,PQ8np",
+    "OPQ8_16,IVF8,Flat",
+]
 ON_THE_HOST = ["ivf-pq", "hnsw", "LSH", "PCA8,IVF16,PQ4x4"]
 
 
@@ -116,12 +124,13 @@ def test_a_query_that_is_not_finite_has_no_finite_distance(
 
 
 def test_queries_are_cut_to_the_scratch_memory(card: FakeCard) -> None:
-    """Two tiles of 1,500 distances a query: 2 MiB, less the one for rounding, hold 86 queries."""
-    spec = CardSpec(temporary_bytes=2 << 20)
-    bank = MemoryBank(XB, CARD, card=spec)
-    found = bank.search(torch.from_numpy(XQ).to(CARD), K)
+    """Two tiles of 20,000 distances a query: 16 MiB, less the one for rounding, hold 98 queries."""
+    xb = clustered(20_000, D, seed=1)
+    found = MemoryBank(xb, CARD, card=CardSpec(temporary_bytes=16 << 20)).search(
+        torch.from_numpy(XQ).to(CARD), K
+    )
     assert card.faiss.calls["brute_force"] == 4
-    expected = MemoryBank(XB, CPU).search(torch.from_numpy(XQ), K)
+    expected = MemoryBank(xb, CPU).search(torch.from_numpy(XQ), K)
     assert torch.equal(held(found.ids), expected.ids)
 
 

@@ -71,6 +71,7 @@ CARD = {
     "INDICES_64_BIT": "3",
     "IndicesDataType_I64": "1",
     "StandardGpuResources": "",
+    "StandardGpuResources.getDefaultStream": "(self, device)",
     "StandardGpuResources.setPinnedMemory": "(self, size)",
     "StandardGpuResources.setTempMemory": "(self, size)",
     "bfKnn": "(resources, args)",

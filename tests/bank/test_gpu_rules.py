@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,17 @@ def torch_utils() -> Any:
     from faiss.contrib import torch_utils
 
     return torch_utils
+
+
+def test_the_table_names_what_is_there() -> None:
+    """Where a rule is obeyed, by docs/gpu-rules.md, has to be in a source."""
+    package = BANK.parent
+    sources = " ".join(file.read_text() for file in package.rglob("*.py"))
+    rows = [line.split(" | ") for line in (package.parent / "docs" / "gpu-rules.md").read_text().splitlines()]
+    places = [place for row in rows if len(row) == 3 for place in re.findall(r"`([^`]+)`", row[1])]
+    assert len(places) > 20
+    for place in places:
+        assert (package / place).exists() or place.split(".")[-1] in sources, place
 
 
 # --- what faiss.contrib.torch_utils does, and refuses
@@ -145,18 +157,20 @@ def test_one_object_of_resources_a_card(two_cards: list[tuple[str, int]]) -> Non
 
 
 def test_what_resources_may_take_is_said_before_their_first_use(two_cards: list[tuple[str, int]]) -> None:
-    """Pinned memory can be set only then: later it ends the process (StandardGpuResources.cpp)."""
+    """Pinned memory can be set only then: later it ends the process. And the first use is at once, while there is
+    room that was looked at: it, too, ends the process where something is missing (StandardGpuResources.cpp)."""
     card_of(torch.device("meta:0"), CardSpec(temporary_bytes=64 * MIB))
-    assert two_cards == [("made", 0), ("setPinnedMemory", 0), ("setTempMemory", 64 * MIB)]
+    set_up = [("made", 0), ("setPinnedMemory", 0), ("setTempMemory", 64 * MIB), ("getDefaultStream", 0)]
+    assert two_cards == set_up
     card_of(torch.device("meta:0"), CardSpec(temporary_bytes=32 * MIB))  # an index needs what it was given
-    assert len(two_cards) == 3
+    assert two_cards == set_up
     card_of(torch.device("meta:0"), CardSpec(temporary_bytes=128 * MIB))
-    assert two_cards[3:] == [("setTempMemory", 128 * MIB)]
+    assert two_cards[4:] == [("setTempMemory", 128 * MIB)]
 
 
 def test_a_card_that_faiss_does_not_see_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any call that would end the process."""
-    monkeypatch.setattr(faiss_gpu, "make_resources", lambda _: pytest.fail("resources were made"))
+    monkeypatch.setattr(faiss_gpu, "make_resources", lambda *_: pytest.fail("resources were made"))
     number = faiss_gpu.gpu_count()
     with pytest.raises(DeviceError, match=f"expected a FAISS that sees CUDA device {number}") as error:
         card_of(torch.device("cuda", number), CardSpec())
@@ -209,7 +223,7 @@ def test_a_second_thread_waits_for_its_turn(two_cards: list[tuple[str, int]]) ->
 # --- limits
 
 
-def test_more_than_faiss_selects_is_refused_before_it_is_called() -> None:
+def test_more_than_faiss_selects_is_refused_before_it_is_called(two_cards: list[tuple[str, int]]) -> None:
     """The brute force would end the process (Distance.cu)."""
     require_selectable(2048)
     with pytest.raises(BankError, match="at most 2048 neighbours"):
@@ -218,6 +232,21 @@ def test_more_than_faiss_selects_is_refused_before_it_is_called() -> None:
     many.nprobe = 2049
     with pytest.raises(BankError, match="at most 2048 cells"):
         many.search(torch.zeros(1, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("queries", "got"),
+    [
+        (torch.zeros(2, 4), "torch.float32 on cpu"),
+        (torch.zeros(2, 4, device="meta", dtype=torch.float16), "torch.float16 on meta"),
+    ],
+)
+def test_queries_of_another_device_or_type_are_refused(
+    two_cards: list[tuple[str, int]], queries: torch.Tensor, got: str
+) -> None:
+    lists = CardInverted(None, Card(torch.device("meta:0"), 16 * MIB), np.ones(30, np.int64))
+    with pytest.raises(BankError, match=f"expected float32 queries on meta:0, got {got}"):
+        lists.search(queries, 1)
 
 
 MOVES = ["IVF4,Flat", "IVF4,SQ8", "IVF4,SQ6", "IVF4,SQ4", "IVF4,SQfp16", "IVF4,PQ4", "IVF4,PQ24", "IVF4,PQ48"]

@@ -58,6 +58,7 @@ def evaluate_command(
     device: o.Device = "auto",
     card_memory: c.CardMemory = None,
     card_storage: c.CardStorage = None,
+    card_spread: c.CardSpread = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -103,7 +104,7 @@ def evaluate_command(
     from cfa_index_cli.evaluations import show
     from cfa_index_cli.failures import each_category
 
-    card = c.card_settings(card_memory, card_storage)
+    card = c.card_settings(card_memory, card_storage, card_spread)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)

@@ -25,6 +25,7 @@ def query_command(
     device: o.Device = "auto",
     card_memory: c.CardMemory = None,
     card_storage: c.CardStorage = None,
+    card_spread: c.CardSpread = None,
     threads: o.Threads = None,
     json_file: o.Json = None,
     events: o.Events = None,
@@ -49,7 +50,7 @@ def query_command(
         bundle = ModelBundle.load(
             models_dir / category,
             device=device,
-            card=c.card_settings(card_memory, card_storage),
+            card=c.card_settings(card_memory, card_storage, card_spread),
             weights=weights,
             rebuild_index=rebuild_index,
         )

@@ -106,6 +106,15 @@ def score_command(
             rich_help_panel=o.RUN,
         ),
     ] = False,
+    decode: Annotated[
+        o.DecodeName,
+        typer.Option(
+            "--decode",
+            help="card decodes JPEGs there, with nvJPEG: for files that keep the cores busy. Scores move a little, "
+            "colour edges most; not with tiles or Ray. Has not run on hardware.",
+            rich_help_panel=READING,
+        ),
+    ] = o.DecodeName.HOST,
     engine: e.ScoreEngine = e.EngineName.LOCAL,
     actors: e.Actors = 1,
     gpus_per_actor: e.GpusPerActor = 0.0,
@@ -115,6 +124,7 @@ def score_command(
     device: o.Device = "auto",
     card_memory: c.CardMemory = None,
     card_storage: c.CardStorage = None,
+    card_spread: c.CardSpread = None,
     threads: o.Threads = None,
     log_level: o.LogLevel = None,
     json_file: o.Json = None,
@@ -143,10 +153,11 @@ def score_command(
         set_threads,
         usable_cores,
     )
+    from cfa_index.errors import SpecError
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.stopping import stopping
 
-    card = c.card_settings(card_memory, card_storage)
+    card = c.card_settings(card_memory, card_storage, card_spread)
     reuse_freed_memory()
     if threads is not None:
         set_threads(threads)
@@ -166,7 +177,14 @@ def score_command(
                 score_folder,
                 workers=min(usable_cores(), _WORKERS_AT_MOST) if workers is None else workers,
                 time_limit_s=time_limit,
+                decode=decode.value,
             )
+            if engine is e.EngineName.RAY and decode is o.DecodeName.CARD:
+                raise SpecError(
+                    expected="--decode host with --engine ray",
+                    got="card",
+                    remedy="leave one of them out: Ray's tasks decode the images",
+                )
             if engine is e.EngineName.RAY:
                 score = partial(
                     score_folder_on_ray,
