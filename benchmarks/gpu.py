@@ -278,9 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_threads(given.threads)
     device = resolve_device(given.device)
     tiny = given.quick or device.type == "cpu"
-    print(describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads), flush=True)
+    header = describe_device(device, given.seed, only=given.only, tiny=tiny, threads=given.threads)
+    print(header, flush=True)
     run = Run(device=device, sizes=TINY if tiny else FULL, seed=given.seed, compiled=given.compile)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"header": header}
     for letter in only:
         section = run.section(letter)
         print("\n" + section.text, flush=True)

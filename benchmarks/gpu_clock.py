@@ -193,13 +193,13 @@ def driver_version() -> str:
 def draw_patches(count: int, width: int, device: torch.device, seed: int, *, block: int = 1 << 18) -> Tensor:
     """Made-up patches (count, width) float32 on the device, drawn there, block by block.
 
-    They lie around 4,096 centres in a space of 64 directions that all share, spread along 12 of them, with a
+    They lie around 256 centres in a space of 64 directions that all share, spread along 12 of them, with a
     little of everything else: of low intrinsic dimension as features are, not white noise. Another seed draws
     others around the same centres.
     """
     where = device if device.type == "cuda" else torch.device("cpu")  # generators are for these two
     common = torch.Generator(where).manual_seed(0)
-    centres = torch.randn(4096, 64, generator=common, device=where)
+    centres = torch.randn(256, 64, generator=common, device=where)
     directions = torch.randn(64, width, generator=common, device=where) / 8
     generator = torch.Generator(where).manual_seed(seed + 1)
     made = torch.empty(count, width, device=where)

@@ -71,7 +71,7 @@ class SizePlan:
     patches: int
     images: int
     seed: int
-    indexes: Sequence[str] = ("ivf", "ivf-sq8", "ivf-pq")
+    indexes: Sequence[str] = ("ivf", "ivf-sq8", "ivf-pq", "cagra")
 
 
 def measure_sizes(clock: Clock, budget: Budget, plan: SizePlan) -> list[SizeRow]:
@@ -141,7 +141,9 @@ def _searched_by(kind: str, flat: MemoryBank, tuning: Tensor, plan: SizePlan) ->
     if choice.index is None:
         return flat, choice.state.describe()
     bank = flat.with_index(choice.index)
-    return bank, choice.state.describe()
+    made = choice.state.describe()
+    there = bank.index is not None and bank.index.device.type == flat.device.type
+    return bank, made if there else f"{made}: not on {flat.device}, searched exactly"
 
 
 def _row(

@@ -90,11 +90,11 @@ def card_memory(device: torch.device, work: str, *, lower: str) -> Iterator[None
             raise
         asked, on_host = _asked(error)
         memory = memory_of(device)
-        room = "unknown" if memory is None else f"{in_words(memory[0])} free of {in_words(memory[1])}"
+        room = "" if memory is None else f", {in_words(memory[0])} free of {in_words(memory[1])} on {device}"
         where = "the host's pinned memory" if on_host else str(device)
         raise CardMemoryError(
             expected=f"enough memory for {work} on {device}",
-            got=f"none left in {where}: {asked} asked for, {room} on the card",
+            got=f"none left in {where}: {asked} asked for{room}",
             remedy=f"{lower}, end other programs on the card, or {_ON_THE_CPU}",
         ) from error
 

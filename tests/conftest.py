@@ -46,7 +46,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         with fake_card():
             yield torch.device("meta", 0)
     else:
-        yield torch.device(request.param)
+        yield torch.device("cpu") if request.param == "cpu" else torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import cfa_index.bundle  # and whatever else names a device by itself
-from cfa_index.bank import faiss_gpu
+from cfa_index.bank import cuvs, faiss_gpu
 from cfa_index.bank.card import _holder
 
 aten = torch.ops.aten
@@ -84,6 +85,7 @@ class FakeCard(TorchDispatchMode):
 
     Attributes:
         faiss: FAISS on it.
+        cuvs: cuVS on it.
         to_host: copies to the host, by shape, while they are allowed.
         to_card: copies to the card, by shape.
         operations: done on the card, by name.
@@ -94,6 +96,7 @@ class FakeCard(TorchDispatchMode):
     def __init__(self, faiss: FakeFaiss) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.faiss = faiss
+        self.cuvs = FakeCuvs()
         self.to_host: list[tuple[int, ...]] = []
         self.to_card: list[tuple[int, ...]] = []
         self.operations: Counter[str] = Counter()
@@ -324,12 +327,58 @@ def _cloned(ivf: Any) -> Any:
         ivf.invlists, ivf.own_invlists = mapped, owned
 
 
+@dataclass
+class FakeCuvs:
+    """What stands in for `cfa_index.bank.cuvs`: every memory is looked at.
+
+    Attributes:
+        built: shapes of the vectors that graphs were built over.
+        joined: neighbour lists that came to the card.
+        widths: of the walks.
+        short: how many of each query's rows are missing at the end, as where a walk ends early.
+    """
+
+    built: list[tuple[int, ...]] = field(default_factory=list)
+    joined: list[NDArray[np.int32]] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    short: int = 0
+
+    def require_cuvs(self) -> None:
+        """It is there."""
+
+    def has_cuvs(self) -> bool:
+        return True
+
+    def build_lists(self, rows: Tensor, degree: int) -> NDArray[np.uint32]:
+        xb = _taken(rows, rows.device)
+        self.built.append(xb.shape)
+        lists: NDArray[np.uint32] = faiss.knn(xb, xb, degree + 1)[1][:, 1:].astype(np.uint32)
+        return lists
+
+    def join_graph(self, rows: Tensor, lists: Tensor) -> NDArray[np.float32]:
+        assert rows.shape[1] % 4 == 0, "cuVS would refuse rows that do not begin at 16 bytes"
+        assert isinstance(lists, CardTensor)
+        assert lists.dtype == torch.int32
+        self.joined.append(lists.held.numpy())
+        return _taken(rows, rows.device)
+
+    def walk(self, graph: NDArray[np.float32], queries: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+        assert k <= width <= 1024
+        assert width % 32 == 0
+        self.widths.append(width)
+        sq_distances, ids = faiss.knn(_taken(queries, queries.device), graph, k)
+        if self.short:
+            ids[:, -self.short :] = -1
+        found = _given((sq_distances, ids), queries.device)
+        return found[0], found[1].to(torch.int32)
+
+
 @contextmanager
 def fake_card(cards: int = 2) -> Iterator[FakeCard]:
     """Open fake cards: `torch.device("meta:0")` and "meta:1"; `--device cuda` and `cuda:N` name them, too.
 
     Tensors come and go by `.to(device)` and `.cpu()`; what came stays a `CardTensor` and can be read by `.held`.
-    What FAISS does on a card is `FakeCard.faiss`.
+    What FAISS does on a card is `FakeCard.faiss`, and what cuVS does, `FakeCard.cuvs`.
     """
 
     def resolved(name: str) -> torch.device:
@@ -350,6 +399,8 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             "search",
         ):
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
+        for name in ("has_cuvs", "require_cuvs", "build_lists", "join_graph", "walk"):
+            patch.setattr(cuvs, name, getattr(card.cuvs, name))
         # The package keeps what it once gave: so it has the true one to go back to.
         assert cfa_index.resolve_device("cpu").type == "cpu"
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:

@@ -55,6 +55,11 @@ def test_a_card_that_is_not_there_is_one_line(command: str, place: Workplace, tm
     assert tree(place.root) == before
 
 
+def test_the_demo_lays_nothing_out_for_a_card_that_is_not_there(tmp_path: Path) -> None:
+    assert "a CUDA device" in cfa("demo", "-o", tmp_path / "demo", "--device", MISSING).error_line
+    assert not (tmp_path / "demo").exists()
+
+
 def shown(*_: object, card: CardSpec = CardSpec(), **__: object) -> MemoryBank:
     """In place of a bank: what it may take of a card, as an error."""
     raise BankError(expected="a look", got=f"{card.temporary_bytes} {card.storage}", remedy="none")
@@ -65,7 +70,7 @@ def test_the_options_come_as_far_as_the_bank(
     command: str, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cfa_index.workflows.start.MemoryBank", shown)
-    monkeypatch.setattr("cfa_index.bundle.model.MemoryBank", shown)
+    monkeypatch.setattr("cfa_index.bundle.model.bank_on", shown)
     line = cfa(*arguments(command, place, tmp_path), *OPTIONS).error_line
     assert f"got {64 * MIB} fp16" in line
 
@@ -77,7 +82,7 @@ def test_an_actor_of_ray_takes_what_its_run_takes(
     assert bundle.bank.card == GIVEN
 
     def loads(*_: object, make_worker: Callable[[], Any], **__: object) -> None:
-        monkeypatch.setattr("cfa_index.bundle.model.MemoryBank", shown)
+        monkeypatch.setattr("cfa_index.bundle.model.bank_on", shown)
         make_worker()
 
     monkeypatch.setattr(score_ray, "run_on_ray", loads)

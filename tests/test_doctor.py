@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cfa_index.footprint import SMALLER_BATCH, Footprint
 from cfa_index.workflows.doctor_advice import Advice, advise
 from cfa_index.workflows.doctor_facts import (
     JPEG,
@@ -28,7 +29,18 @@ from cfa_index.workflows.doctor_remarks import Remark, remarks
 GIB = 1 << 30
 NET = "wide_resnet50_2"
 NO_CARD = Graphics(driver=False, torch=(), torch_cuda="13.0", faiss=0, memory_bytes=None)
-CARD = Graphics(driver=True, torch=("NVIDIA L4",), torch_cuda="13.0", faiss=1, memory_bytes=24 * GIB)
+NEEDED = Footprint.of(SMALLER_BATCH, network=2 * GIB) + Footprint.of("do less", memories=GIB)
+CARD = Graphics(
+    driver=True,
+    torch=("NVIDIA L4",),
+    torch_cuda="13.0",
+    faiss=1,
+    memory_bytes=24 * GIB,
+    free_bytes=20 * GIB,
+    capability="8.9",
+    faiss_cuda="12.9.79",
+    needed=NEEDED,
+)
 DISK = Disk(role="output", folder=Path("out"), writable=True, free_bytes=90 * GIB, total_bytes=100 * GIB)
 GOOD = Machine(
     versions={"torch": "2.9", "faiss": "1.12"},
@@ -115,6 +127,12 @@ def disk(**changes: Any) -> Machine:
         (cards(faiss=0), "problem", "GPU", "torch sees NVIDIA L4, FAISS sees no card"),
         (cards(torch=(), torch_cuda=""), "problem", "GPU", "FAISS sees 1 card(s), torch none"),
         (cards(torch=(), faiss=0), "problem", "GPU", "neither torch nor FAISS"),
+        (
+            cards(free_bytes=2 * GIB),
+            "note",
+            "card memory",
+            "takes 3.0 GiB (network 2.0 GiB, memories 1.0 GiB), 2.0",
+        ),
         (replace(GOOD, faiss_packages=("faiss-gpu", "faiss-cpu")), "problem", "FAISS", "both installed"),
         (replace(GOOD, fast_jpeg=False), "note", "JPEG", "libjpeg-turbo"),
         (cpu(features=("avx512f",)), "note", "CPU", "neither AVX2"),
@@ -168,6 +186,24 @@ def test_the_remedy_for_a_card_is_the_missing_half_s() -> None:
     assert "driver" in only(cards(faiss=0)).remedy
     assert "torch with CUDA" in only(cards(torch=(), torch_cuda="")).remedy
     assert "CUDA 13.0" in only(cards(torch=())).remedy
+
+
+def test_a_card_that_is_fit_is_described() -> None:
+    told = {one.topic: one.text for one in remarks(cards(), None, NET)}
+    assert told["GPU"] == (
+        "torch and FAISS both see NVIDIA L4, compute capability 8.9, 20 GiB of 24 GiB free"
+    )
+    assert told["card memory"].endswith("takes 3.0 GiB (network 2.0 GiB, memories 1.0 GiB) at least: it fits")
+    bare = {one.topic: one.text for one in remarks(cards(free_bytes=None, capability=None), None, NET)}
+    assert bare["GPU"] == "torch and FAISS both see NVIDIA L4"
+    assert "card memory" not in bare
+    assert "--batch-size" in only(cards(free_bytes=GIB)).remedy
+    json.dumps(cards().to_dict(), allow_nan=False)
+
+
+def test_without_a_card_one_line_says_so() -> None:
+    told = [one for one in remarks(GOOD, None, NET) if "card" in one.topic or one.topic == "GPU"]
+    assert [(one.level, one.text) for one in told] == [("ok", "none: everything runs on the CPU")]
 
 
 def test_half_a_core_is_a_note_and_one_thread() -> None:

@@ -17,6 +17,7 @@ from networks import cut_network
 from cfa_index import devices
 from cfa_index.bank import faiss_threads, shares_torch_threads
 from cfa_index.workflows import doctor_libraries, doctor_machine as system
+from cfa_index.workflows.doctor_card import recommended_footprint
 from cfa_index.workflows.doctor_facts import JPEG, PNG, Memory
 from cfa_index.workflows.doctor_measure import made_up_file, measure
 
@@ -132,6 +133,30 @@ def test_a_library_that_raises_is_unknown(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor_libraries, "gpu_count", broken)
     found = doctor_libraries.graphics()
     assert (found.torch, found.faiss) == (None, None)
+
+
+def test_a_card_tells_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("is_available", True),
+        ("device_count", 1),
+        ("get_device_name", "NVIDIA L4"),
+        ("get_device_capability", (8, 9)),
+        ("mem_get_info", (20 << 30, 24 << 30)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    found = doctor_libraries.graphics()
+    assert (found.torch, found.capability) == (("NVIDIA L4",), "8.9")
+    assert (found.free_bytes, found.memory_bytes) == (20 << 30, 24 << 30)
+    if "faiss-gpu" in doctor_libraries.faiss_packages():
+        assert (found.faiss_cuda or "")[:3] in ("12.", "13.")
+
+
+def test_the_recommended_model_is_estimated_for_a_card() -> None:
+    one, two = (recommended_footprint("resnet18", images) for images in (1, 2))
+    names = [part.name for part in one.parts]
+    assert names[:4] == ["weights", "memories", "norms", "temporary memory"]
+    assert one.parts[1].size_bytes == 3136 * (128 + 256) * 4
+    assert one.total < two.total < 2 * one.total
 
 
 def test_extras_of_developers_are_left_out() -> None:

@@ -30,14 +30,15 @@ def test_the_command_measures_every_section_on_a_cpu(
 ) -> None:
     main(["--device", "cpu", "--threads", "1", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
+    printed = capsys.readouterr().out
+    assert printed.startswith(found.pop("header"))
+    assert "torch built for CUDA" in printed
     assert set(found) == set(SECONDS)
     assert all(section["rows"] and section["left_out"] == [] for section in found.values())
-    printed = capsys.readouterr().out
-    assert "torch built for CUDA" in printed
     for letter in SECONDS:
         assert f"\n{letter}: " in printed
     kinds = [row["kind"] for row in found["b"]["rows"]]
-    assert kinds == ["flat", "flat fp16", "ivf", "ivf-sq8", "ivf-pq"] * len(TINY.memories)
+    assert kinds == ["flat", "flat fp16", "ivf", "ivf-sq8", "ivf-pq", "cagra"] * len(TINY.memories)
     assert all(row["recall"] == 1 for row in found["b"]["rows"] if row["kind"].startswith("flat"))
 
 
@@ -112,6 +113,12 @@ def test_a_way_that_cannot_be_has_its_reason_in_the_table() -> None:
     assert row.made.startswith("expected")
 
 
+def test_an_index_that_a_card_does_not_have_is_said_to_be_searched_exactly(device: torch.device) -> None:
+    plan = SizePlan(sizes=[40], widths=[8], patches=4, images=1, seed=0, indexes=["HNSW4"])
+    *_, row = measure_sizes(Clock(device, 1), Budget(60.0), plan)
+    assert row.made.endswith("searched exactly") == (device.type != "cpu")
+
+
 def test_a_bank_that_memory_does_not_hold_is_not_tried() -> None:
     assert too_large(CPU, 1000, 8) == ""
     assert "GiB needed on cpu" in too_large(CPU, 10**9, 1536)
@@ -147,6 +154,7 @@ def test_an_index_waits_for_flat_at_the_next_size(monkeypatch: pytest.MonkeyPatc
         "ivf, 20 x 4",
         "ivf-sq8, 20 x 4",
         "ivf-pq, 20 x 4",
+        "cagra, 20 x 4",
         "30 x 4",
     ]
 

@@ -49,7 +49,7 @@ def test_the_whole_way_agrees_with_plain_arithmetic(patch_score: PatchScore, dev
     """From the pyramid that the device's own network gives: what that rounds is its own."""
     scorer, backbone, phi = make(device, patch_score=patch_score)
     # Distances are near 100 here: what float32 rounds off them is an exponent in Eq. 5.
-    rel = 1e-4 if patch_score == "certainty" else 1e-5
+    rel = 1e-4 if patch_score == "certainty" or device.type == "cuda" else 1e-5
     batch = pixels(2)
     got = scorer.score_pixels(batch, frames(2))
     full = patches([level.cpu() for level in backbone.pyramid(batch.to(device))]).numpy().astype(float)
@@ -78,8 +78,8 @@ def test_a_score_does_not_depend_on_its_batch(device: torch.device) -> None:
     batch = pixels(5)
     together = scorer.score_pixels(batch, frames(5)).scores.cpu()
     alone = torch.cat([scorer.score_pixels(batch[i : i + 1], frames(1)).scores.cpu() for i in range(5)])
-    # On a card another batch may get another convolution, in TF32, which rounds to 11 bits.
-    torch.testing.assert_close(together, alone, rtol=1e-2 if device.type == "cuda" else 1e-5, atol=0)
+    # On a card another batch may get another algorithm for a convolution, which rounds otherwise.
+    torch.testing.assert_close(together, alone, rtol=1e-3 if device.type == "cuda" else 1e-5, atol=0)
 
 
 def test_a_stored_pyramid_scores_like_its_image_up_to_half_precision(device: torch.device) -> None:

@@ -28,19 +28,21 @@ def pyramid(seed: int) -> list[torch.Tensor]:
     ]
 
 
-def trainer_of(spec: TrainSpec, radius: float) -> Trainer:
+def trainer_of(spec: TrainSpec, radius: float, device: torch.device = CPU) -> Trainer:
     phi = initial_descriptor(DescriptorSpec(init="he", standardise=False), CHANNELS, None, seed=1)
     vectors = np.random.default_rng(2).normal(size=(20, 11)).astype(np.float32)
-    return Trainer(phi, MemoryBank(vectors, CPU), spec, radius)
+    return Trainer(phi.to(device), MemoryBank(vectors, device), spec, radius)
 
 
 @pytest.mark.parametrize("radius", [1e-5, 2.0, 3.5])
 @pytest.mark.parametrize("loss_scale", [1.0, 1000.0])
-def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: float) -> None:
+def test_steps_agree_with_a_naive_float64_training(
+    radius: float, loss_scale: float, device: torch.device
+) -> None:
     spec = TrainSpec(attract=3, repel=2, margin=0.1, learning_rate=1e-3, loss_scale=loss_scale, radius=radius)
-    trainer = trainer_of(spec, radius)
-    weight = trainer.descriptor.weight.detach().double().requires_grad_()
-    bias = trainer.descriptor.bias.detach().double().requires_grad_()
+    trainer = trainer_of(spec, radius, device)
+    weight = trainer.descriptor.weight.detach().cpu().double().requires_grad_()
+    bias = trainer.descriptor.bias.detach().cpu().double().requires_grad_()
     r = torch.tensor(radius, dtype=torch.float64, requires_grad=True)
     bank = torch.tensor(trainer.bank.vectors).double()
     optimizer = torch.optim.AdamW(
@@ -50,7 +52,8 @@ def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: fl
     )
     for step in range(4):
         levels = pyramid(step)
-        attraction, repulsion, distance, radius_after = trainer.step(levels).tolist()
+        on_device = [level.to(device) for level in levels]
+        attraction, repulsion, distance, radius_after = trainer.step(on_device).cpu().tolist()
 
         full = torch.cat([patches(levels), coordinates((6, 6)).expand(2, -1, -1)], dim=2).double()
         phi = (full @ weight.T + bias).flatten(0, 1)
@@ -65,9 +68,10 @@ def test_steps_agree_with_a_naive_float64_training(radius: float, loss_scale: fl
         torch.autograd.backward([loss_scale * (l_att + l_rep)])
         optimizer.step()
         assert radius_after == pytest.approx(r.item(), rel=1e-4)
-    torch.testing.assert_close(trainer.descriptor.weight.double(), weight, rtol=1e-3, atol=2e-5)
-    assert trainer.loss.radius.item() == pytest.approx(r.item(), rel=1e-4)
-    assert trainer.loss.radius.item() != pytest.approx(radius, rel=1e-4)  # the radius moves
+    torch.testing.assert_close(trainer.descriptor.weight.cpu().double(), weight, rtol=1e-3, atol=2e-5)
+    moved = trainer.loss.radius.cpu().item()
+    assert moved == pytest.approx(r.item(), rel=1e-4)
+    assert moved != pytest.approx(radius, rel=1e-4)  # the radius moves
 
 
 def test_a_step_is_what_it_was_when_the_host_waited_for_each_figure() -> None:
@@ -107,22 +111,22 @@ def test_a_step_is_what_it_was_when_the_host_waited_for_each_figure() -> None:
     assert phi.weight.detach().double().square().sum().item() == pytest.approx(21.63102295096793, rel=1e-6)
 
 
-def test_no_weight_decay_on_the_radius() -> None:
+def test_no_weight_decay_on_the_radius(device: torch.device) -> None:
     # Everything inside the sphere and nothing to repel: no gradient, so only decay could move r.
-    trainer = trainer_of(TrainSpec(repel=0, weight_decay=0.5), radius=100.0)
-    before = trainer.descriptor.weight.detach().clone()
-    trainer.step(pyramid(0))
-    assert trainer.loss.radius.item() == 100.0
-    assert not torch.equal(before, trainer.descriptor.weight)
+    trainer = trainer_of(TrainSpec(repel=0, weight_decay=0.5), radius=100.0, device=device)
+    before = trainer.descriptor.weight.detach().cpu().clone()
+    trainer.step([level.to(device) for level in pyramid(0)])
+    assert trainer.loss.radius.cpu().item() == 100.0
+    assert not torch.equal(before, trainer.descriptor.weight.cpu())
 
 
-def test_patches_that_are_not_inspected_do_not_count() -> None:
+def test_patches_that_are_not_inspected_do_not_count(device: torch.device) -> None:
     spec = TrainSpec(radius=2.0)
-    masked, alone = trainer_of(spec, 2.0), trainer_of(spec, 2.0)
-    levels = pyramid(0)
-    masked.step(levels, torch.arange(36))
+    masked, alone = trainer_of(spec, 2.0, device), trainer_of(spec, 2.0, device)
+    levels = [level.to(device) for level in pyramid(0)]
+    masked.step(levels, torch.arange(36).to(device))
     alone.step([level[:1] for level in levels])
-    torch.testing.assert_close(masked.descriptor.weight, alone.descriptor.weight)
+    torch.testing.assert_close(masked.descriptor.weight.cpu(), alone.descriptor.weight.cpu())
 
 
 def test_a_flipped_byte_in_a_checkpoint_starts_over(tmp_path: Path) -> None:

@@ -103,15 +103,20 @@ class Backbone(nn.Module):
             self.trunk.compile(dynamic=False, options={"freezing": True})
         return self
 
+    @property
+    def footprint(self) -> Footprint:
+        """What its weights take of a card."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return Footprint.of(SMALLER_NETWORK, weights=sum(tensor.nbytes for tensor in tensors))
+
     def put_on(self, device: torch.device) -> Self:
         """`to(device)` of what fits there.
 
         Raises:
             CardMemoryError: a card has no room for its weights.
         """
-        weights = sum(tensor.nbytes for tensor in [*self.parameters(), *self.buffers()])
         if next(self.parameters()).device != device:
-            make_room(Footprint.of(SMALLER_NETWORK, weights=weights), device)
+            make_room(self.footprint, device)
         with card_memory(device, "the network's weights", lower=SMALLER_NETWORK):
             return self.to(device)
 

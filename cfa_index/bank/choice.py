@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cfa_index.bank import cuvs
 from cfa_index.bank.builder import LISTS_BYTES, BuiltIndex, build_faiss
 from cfa_index.bank.card import card_of
 from cfa_index.bank.cards import Bank
-from cfa_index.bank.cuvs import has_cuvs
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
 from cfa_index.bank.tuning import Truth, tune
-from cfa_index.errors import BankError
+from cfa_index.errors import BankError, CardMemoryError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.specs import IndexSpec
 
@@ -74,7 +74,7 @@ def make_index(
     truth = Truth(vectors, queries, k=k, patches_per_image=patches_per_image, flat=flat)
     card = None if truth.flat.device.type == "cpu" else card_of(truth.flat.device, truth.flat.card)
     recipes = recipes_of(
-        spec.factory, count, d, on_card=card is not None, with_cuvs=card is not None and has_cuvs()
+        spec.factory, count, d, on_card=card is not None, with_cuvs=card is not None and cuvs.has_cuvs()
     )
     build = partial(build_faiss, seed=seed, budget_bytes=budget_bytes, scratch_dir=scratch_dir, card=card)
     trials: list[IndexTrial] = []
@@ -83,7 +83,7 @@ def make_index(
     for recipe in recipes:
         try:
             made, state, reached = _made(recipe, truth, spec, build, listener)
-        except BankError as error:
+        except (BankError, CardMemoryError) as error:
             if len(recipes) == 1:
                 raise
             trials.append(IndexTrial(**vars(recipe), state=None, verdict=error.got))

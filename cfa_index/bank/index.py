@@ -32,7 +32,9 @@ from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.named_files import named_files
 from cfa_index.bank.state import IndexState
 from cfa_index.bank.threads import shared_threads
+from cfa_index.card_memory import card_memory
 from cfa_index.errors import BankError
+from cfa_index.footprint import OTHER_INDEX
 from cfa_index.specs import CardSpec
 
 
@@ -163,13 +165,16 @@ class SearchIndex:
 
         Raises:
             DeviceError: FAISS sees no such card.
+            CardMemoryError: there is no room for it.
         """
         if vectors.device == self.device:
             return self
         other = copy.copy(self)
         other.device, other._on_card = torch.device("cpu"), None
         if vectors.device.type != "cpu":
-            other._on_card = index_on_card(self._index, vectors, card_of(vectors.device, card), card.storage)
+            with card_memory(vectors.device, "the index", lower=OTHER_INDEX):
+                on = card_of(vectors.device, card)
+                other._on_card = index_on_card(self._index, vectors, on, card.storage)
         if other._on_card is not None:
             other.device = vectors.device
         return other

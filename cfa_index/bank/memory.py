@@ -18,7 +18,7 @@ from cfa_index.bank.neighbors import Neighbors
 from cfa_index.bank.threads import shared_threads
 from cfa_index.card_memory import card_memory
 from cfa_index.errors import BankError
-from cfa_index.footprint import OTHER_INDEX, SMALLER_BANK
+from cfa_index.footprint import SMALLER_BANK
 from cfa_index.specs import CardSpec
 
 _SPARE = 3
@@ -104,8 +104,7 @@ class MemoryBank:
             CardMemoryError: there is no room for it on the card.
         """
         other = copy.copy(self)
-        with card_memory(self.device, "the index", lower=OTHER_INDEX):
-            other._take(index)
+        other._take(index)
         return other
 
     def as_flat(self) -> MemoryBank:

@@ -26,7 +26,7 @@ from cfa_index.bundle.generations import Content, changed_files, current_generat
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
 from cfa_index.bundle.verdict import ImageScore, ViewScore, image_score
-from cfa_index.card_memory import make_room
+from cfa_index.card_memory import make_room, memory_of
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.devices import check_inference, resolve_devices
 from cfa_index.errors import BundleError, SpecError
@@ -197,23 +197,24 @@ class ModelBundle:
         """What scoring so many images at once takes of a card, beside the model itself."""
         features, score = self.manifest.spec.features, self.manifest.spec.score
         shortlist = self.manifest.index.shortlist if self.manifest.index else 0
+        k = score.neighbors if score.patch_score == "certainty" else 1
         return scoring_footprint(
             images=images,
             size_px=features.size_px,
             network_bytes=forward_bytes(self.backbone, images, features.size_px),
             patches=features.patches_per_image,
             width=self.descriptor.width,
-            k=score.neighbors,
-            shortlist=max(shortlist, score.neighbors),
+            k=k,
+            shortlist=max(shortlist, k),
         )
 
     def require_room(self, images: int) -> None:
-        """Refuse batches that the model's card has no room for; on the CPU nothing.
+        """Refuse batches that the model's card has no room for.
 
         Raises:
             CardMemoryError: the message names what takes most.
         """
-        if self.bank.device.type != "cpu":
+        if memory_of(self.bank.device) is not None:
             make_room(self.batch_footprint(images), self.bank.device)
 
     @shared_threads()

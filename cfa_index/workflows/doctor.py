@@ -13,7 +13,15 @@ from cfa_index.devices import multiplies_bf16
 from cfa_index.events import Listener, ignore
 from cfa_index.specs import FeatureSpec
 from cfa_index.workflows import doctor_libraries as libraries, doctor_machine as system
-from cfa_index.workflows.doctor_advice import Advice, advise, batch_size_for, on_card, threads_for
+from cfa_index.workflows.doctor_advice import (
+    CARD_BATCH,
+    Advice,
+    advise,
+    batch_size_for,
+    on_card,
+    threads_for,
+)
+from cfa_index.workflows.doctor_card import recommended_footprint
 from cfa_index.workflows.doctor_facts import Disk, Machine, Measured
 from cfa_index.workflows.doctor_machine import known
 from cfa_index.workflows.doctor_measure import measure
@@ -80,6 +88,8 @@ def examine(
     """
     weights = libraries.weights(backbone)
     graphics = libraries.graphics()
+    if on_card(graphics):
+        graphics = replace(graphics, needed=known(recommended_footprint, backbone, CARD_BATCH))
     device = torch.device("cuda", 0) if on_card(graphics) else torch.device("cpu")
     machine = Machine(
         versions=libraries.versions(),

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cfa_index.footprint import Footprint
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
@@ -57,7 +59,10 @@ class Graphics:
         torch: names of the devices that torch sees.
         torch_cuda: version of CUDA that torch was built for; "" for a build without.
         faiss: how many FAISS sees.
-        memory_bytes: of torch's first device.
+        memory_bytes, free_bytes: of torch's first device.
+        capability: of that device, such as 8.9.
+        faiss_cuda: version of CUDA's runtime that FAISS's package brings.
+        needed: what a model of the recommended settings and its batches take of a card; None without one.
     """
 
     driver: bool | None
@@ -65,6 +70,10 @@ class Graphics:
     torch_cuda: str | None
     faiss: int | None
     memory_bytes: int | None
+    free_bytes: int | None = None
+    capability: str | None = None
+    faiss_cuda: str | None = None
+    needed: Footprint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

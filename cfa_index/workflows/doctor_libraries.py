@@ -14,6 +14,7 @@ from PIL import features as pillow
 
 from cfa_index.backbones import backbone_entry, backbone_names, checkpoint_path
 from cfa_index.bank import faiss_threads, faiss_version, gpu_count, shares_torch_threads
+from cfa_index.card_memory import memory_of
 from cfa_index.devices import cpp_compiler
 from cfa_index.errors import WeightsError
 from cfa_index.workflows.doctor_facts import Compiler, Graphics, Threads, Weights
@@ -23,6 +24,7 @@ _NEEDED = ("torch", "torchvision", "numpy", "pillow", "zarr", "pyarrow")
 _DEVELOPERS = frozenset({"test", "check", "bench"})
 """Extras that no operator needs."""
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
+_CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime[\w-]*")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -45,7 +47,7 @@ def _version(package: str) -> str | None:
 
 def faiss_packages() -> tuple[str, ...]:
     """Those of PyPI that are installed."""
-    return tuple(name for name in ("faiss-gpu", "faiss-cpu") if _version(name))
+    return tuple(name for name in ("faiss-gpu", "faiss-gpu-cuvs", "faiss-cpu") if _version(name))
 
 
 def extras() -> dict[str, tuple[str, ...]]:
@@ -76,12 +78,16 @@ def graphics() -> Graphics:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of a driver that is too old: a fact like others
         cards = known(_cards)
+        memory = known(memory_of, torch.device("cuda", 0)) if cards else None
         return Graphics(
             driver=known(_NVIDIA_DRIVER.exists),
             torch=cards,
             torch_cuda=torch.version.cuda or "",
             faiss=known(gpu_count),
-            memory_bytes=known(_card_memory) if cards else None,
+            memory_bytes=memory[1] if memory else None,
+            free_bytes=memory[0] if memory else None,
+            capability=known(_capability) if cards else None,
+            faiss_cuda=known(_faiss_cuda),
         )
 
 
@@ -91,8 +97,17 @@ def _cards() -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
 
 
-def _card_memory() -> int:
-    return int(torch.cuda.get_device_properties(0).total_memory)
+def _capability() -> str:
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"{major}.{minor}"
+
+
+def _faiss_cuda() -> str | None:
+    """Of the package of CUDA's runtime that faiss-gpu asks for; FAISS itself does not say."""
+    for line in requires("faiss-gpu") or ():
+        if match := _CUDA_RUNTIME.match(line):
+            return _version(match[0])
+    return None
 
 
 def compiler() -> Compiler:

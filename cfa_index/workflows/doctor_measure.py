@@ -56,7 +56,7 @@ def measure(
         seconds: about 10 tell enough; the network is loaded beside that.
         listener: told of progress.
     """
-    features = FeatureSpec(backbone=backbone, strides=_strides(backbone))
+    features = FeatureSpec(backbone=backbone, strides=usual_strides(backbone))
     network = _Network(features, batch_size, device)
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if bf16 else ("fp32",)
     with (
@@ -108,7 +108,7 @@ def made_up_file(kind: str, side_px: int) -> bytes:
     return file.getvalue()
 
 
-def _strides(backbone: str) -> tuple[int, ...]:
+def usual_strides(backbone: str) -> tuple[int, ...]:
     """The usual levels where the network has them."""
     own = tuple(backbone_entry(backbone).channels)
     return tuple(stride for stride in FeatureSpec().strides if stride in own) or own

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cfa_index.footprint import in_words
 from cfa_index.workflows.doctor_advice import (
+    CARD_BATCH,
     GIB,
     GOOD_MEMORY,
     PAYS,
@@ -14,7 +16,7 @@ from cfa_index.workflows.doctor_advice import (
     threads_for,
     usable_rates,
 )
-from cfa_index.workflows.doctor_facts import Disk, Machine, Measured
+from cfa_index.workflows.doctor_facts import Disk, Graphics, Machine, Measured
 
 Level = Literal["ok", "note", "problem"]
 
@@ -142,9 +144,10 @@ def _threads(machine: Machine) -> Iterator[Remark]:
 def _graphics(machine: Machine) -> Iterator[Remark]:
     cards = machine.graphics
     if cards.torch and cards.faiss:
-        yield Remark(level="ok", topic="GPU", text=f"torch and FAISS both see {cards.torch[0]}")
+        yield Remark(level="ok", topic="GPU", text=f"torch and FAISS both see {describe_card(cards)}")
+        yield from _card_memory(cards)
     elif cards.torch and cards.faiss == 0:
-        has_gpu_build = "faiss-gpu" in (machine.faiss_packages or ())
+        has_gpu_build = bool({"faiss-gpu", "faiss-gpu-cuvs"}.intersection(machine.faiss_packages or ()))
         yield Remark(
             level="problem",
             topic="GPU",
@@ -171,6 +174,33 @@ def _graphics(machine: Machine) -> Iterator[Remark]:
         )
     elif cards.torch == ():
         yield Remark(level="ok", topic="GPU", text="none: everything runs on the CPU")
+
+
+def describe_card(cards: Graphics) -> str:
+    """torch's cards by name; of the first what is known of it."""
+    names = ", ".join(cards.torch or ())
+    capability = f", compute capability {cards.capability}" if cards.capability else ""
+    if cards.free_bytes is None or cards.memory_bytes is None:
+        return names + capability
+    free, total = in_words(cards.free_bytes), in_words(cards.memory_bytes)
+    return f"{names}{capability}, {free} of {total} free"
+
+
+def _card_memory(cards: Graphics) -> Iterator[Remark]:
+    needed, free = cards.needed, cards.free_bytes
+    if needed is None or free is None:
+        return
+    text = f"a model of the recommended settings in batches of {CARD_BATCH} takes {needed.describe()}"
+    if needed.total <= free:
+        yield Remark(level="ok", topic="card memory", text=f"{text} at least: it fits")
+    else:
+        advice = dict.fromkeys(part.lower for part in needed.largest(2))
+        yield Remark(
+            level="note",
+            topic="card memory",
+            text=f"{text}, {in_words(free)} are free",
+            remedy=", ".join([*advice, "or end other programs on the card"]),
+        )
 
 
 def _bf16(machine: Machine, measured: Measured | None) -> Iterator[Remark]:

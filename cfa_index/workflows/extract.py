@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfa_index.backbones import Backbone, forward_bytes
 from cfa_index.bank import shared_threads
-from cfa_index.card_memory import make_room
+from cfa_index.card_memory import make_room, memory_of
 from cfa_index.errors import DatasetError, ImageError
 from cfa_index.events import Listener, Notice, ignore, stage
 from cfa_index.files import printable, sha256_of_file, sha256_of_json
@@ -95,7 +95,7 @@ def extract(
     """
     if not images:
         raise DatasetError(expected=f"good images in {source}", got="none", remedy="give at least one")
-    if device.type != "cpu":
+    if memory_of(device) is not None:
         forward = forward_bytes(backbone, _FORWARD_IMAGES, features.size_px)
         make_room(Footprint.of(SMALLER_NETWORK, network=forward), device)
     header = store_header(source, features, backbone)

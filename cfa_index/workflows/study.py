@@ -14,7 +14,7 @@ import torch
 
 from cfa_index.backbones import Backbone
 from cfa_index.descriptor import needs_moments
-from cfa_index.errors import BankError, DeviceError, SpecError
+from cfa_index.errors import BankError, CardMemoryError, DeviceError, SpecError
 from cfa_index.events import Event, Listener, Notice, ignore, stage
 from cfa_index.files import printable
 from cfa_index.images import Category
@@ -202,7 +202,7 @@ def _rows(
                     card=card,
                     listener=listener,
                 )
-            except (BankError, SpecError) as error:
+            except (BankError, CardMemoryError, SpecError) as error:
                 no_bank = str(error)
             bank_s = time.perf_counter() - began
         paid_s = bank_s  # by the first cell that needed it

@@ -119,7 +119,7 @@ class Trainer:
             return torch.stack([figure.detach() for figure in figures])
 
     def require_room(self, header: StoreHeader) -> None:
-        """Refuse steps with pyramids of a store that a card has no room for; on the CPU nothing.
+        """Refuse steps with pyramids of a store that a card has no room for.
 
         Raises:
             CardMemoryError: the message names what takes most.

@@ -40,6 +40,7 @@ def show(diagnosis: Diagnosis, out: Session) -> None:
 def _facts(diagnosis: Diagnosis) -> Iterator[list[str]]:
     machine = diagnosis.machine
     yield ["versions", ", ".join(f"{name} {found or 'missing'}" for name, found in machine.versions.items())]
+    yield ["FAISS from", ", ".join(machine.faiss_packages or ()) or _UNKNOWN]
     extras = machine.extras or {}
     yield ["extras here", ", ".join(extra for extra, missing in extras.items() if not missing) or "none"]
     for extra, missing in extras.items():
@@ -81,8 +82,13 @@ def _facts(diagnosis: Diagnosis) -> Iterator[list[str]]:
 def _graphics(diagnosis: Diagnosis) -> str:
     cards = diagnosis.machine.graphics
     seen = _UNKNOWN if cards.torch is None else ", ".join(cards.torch) or "none"
+    if cards.torch and cards.capability:
+        seen += f", compute capability {cards.capability}"
+    if cards.torch and cards.free_bytes is not None:
+        seen += f", {_size(cards.free_bytes)} free of {_size(cards.memory_bytes)}"
     built = f" (built for CUDA {cards.torch_cuda})" if cards.torch_cuda else ""
-    return f"torch{built}: {seen}; FAISS: {_known(cards.faiss)}"
+    runtime = f" (CUDA {cards.faiss_cuda})" if cards.faiss_cuda else ""
+    return f"torch{built}: {seen}; FAISS{runtime}: {_known(cards.faiss)}"
 
 
 def _rates(diagnosis: Diagnosis) -> Iterator[list[str]]:

@@ -22,7 +22,7 @@ from cfa_index.specs import IndexSpec
 CPU = torch.device("cpu")
 XB, XQ = clustered(4000, 24, seed=1), clustered(200, 24, seed=2)
 BUDGET = 15_000
-FACTORIES = ["IVF32,Flat", "IVF32,SQ8", "PCA12,IVF16,SQ8", "IVF16,PQ6"]
+FACTORIES = ["IVF32,Flat", "IVF32,SQ8", "PCA12,IVF16,SQ8", "IVF16,PQ6np"]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

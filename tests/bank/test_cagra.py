@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 import torch
-from fake_card import CardTensor, FakeCard, fake_card
+from fake_card import FakeCard, FakeCuvs, fake_card
 from numpy.typing import NDArray
-from torch import Tensor
 from vectors import clustered
 
 from cfa_index.bank import MemoryBank, build_faiss, changed_faiss, cuvs, make_index, read_faiss, recipes_of
@@ -23,54 +21,8 @@ from cfa_index.specs import INDEX_NAMES, IndexSpec
 
 CPU, CARD = torch.device("cpu"), torch.device("meta:0")
 COUNT, K = 1500, 3
-
-
-@dataclass
-class FakeCuvs:
-    """What stands in for `cfa_index.bank.cuvs`: every memory is looked at, and some answers come back short."""
-
-    built: list[tuple[int, ...]] = field(default_factory=list)
-    joined: list[NDArray[np.int32]] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    short: int = 0
-
-    def require_cuvs(self) -> None:
-        """It is there."""
-
-    def has_cuvs(self) -> bool:
-        return True
-
-    def build_lists(self, rows: Tensor, degree: int) -> NDArray[np.uint32]:
-        xb = _values(rows)
-        self.built.append(xb.shape)
-        lists: NDArray[np.uint32] = faiss.knn(xb, xb, degree + 1)[1][:, 1:].astype(np.uint32)
-        return lists
-
-    def join_graph(self, rows: Tensor, lists: Tensor) -> NDArray[np.float32]:
-        assert rows.shape[1] % 4 == 0, "cuVS would refuse rows that do not begin at 16 bytes"
-        assert isinstance(lists, CardTensor)
-        assert lists.dtype == torch.int32
-        self.joined.append(lists.held.numpy())
-        return _values(rows)
-
-    def walk(self, graph: NDArray[np.float32], queries: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
-        assert k <= width <= 1024
-        assert width % 32 == 0
-        self.widths.append(width)
-        sq_distances, ids = faiss.knn(_values(queries), graph, k)
-        if self.short:
-            ids[:, -self.short :] = -1
-        found = torch.from_numpy(sq_distances), torch.from_numpy(ids.astype(np.int32))
-        return CardTensor(found[0], queries.device), CardTensor(found[1], queries.device)
-
-
-def _values(tensor: Tensor) -> NDArray[np.float32]:
-    """What cuVS reads of a tensor: it refuses other types and rows that are apart."""
-    assert isinstance(tensor, CardTensor)
-    assert tensor.dtype == torch.float32
-    assert tensor.is_contiguous()
-    values: NDArray[np.float32] = tensor.held.numpy()
-    return values
+REQUIRE_CUVS = cuvs.require_cuvs
+"""The real one."""
 
 
 @pytest.fixture
@@ -80,11 +32,8 @@ def card() -> Iterator[FakeCard]:
 
 
 @pytest.fixture
-def fake(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> FakeCuvs:
-    made = FakeCuvs()
-    for name in ("require_cuvs", "has_cuvs", "build_lists", "join_graph", "walk"):
-        monkeypatch.setattr(cuvs, name, getattr(made, name))
-    return made
+def fake(card: FakeCard) -> FakeCuvs:
+    return card.cuvs
 
 
 def tuned(xb: NDArray[np.float32], device: torch.device = CPU) -> MemoryBank:
@@ -272,7 +221,8 @@ def test_rows_are_padded_to_16_bytes_or_left_as_they_are() -> None:
 
 
 @pytest.mark.skipif(cuvs.has_cuvs(), reason="cuVS is installed")
-def test_a_card_without_cuvs_is_told_what_to_install(card: FakeCard) -> None:
+def test_a_card_without_cuvs_is_told_what_to_install(card: FakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuvs, "require_cuvs", REQUIRE_CUVS)
     xb = clustered(COUNT, 24, seed=1)
     wanted = r"no package cuvs; pip install 'cfa-index\[cuvs\]', or use --index ivf or flat, or --device cpu"
     with pytest.raises(DeviceError, match=wanted):

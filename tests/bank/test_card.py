@@ -23,7 +23,15 @@ from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
 CPU, CARD = torch.device("cpu"), torch.device("meta:0")
 COUNT, D, K = 1500, 32, 3
 XB, XQ = clustered(COUNT, D, seed=1), clustered(300, D, seed=11)
-ON_A_CARD = ["flat16", "pca-refine", "ivf", "ivf-sq8", "IVF16,SQfp16", "PCA16,IVF16,PQ8", "OPQ8_16,IVF8,Flat"]
+ON_A_CARD = [
+    "flat16",
+    "pca-refine",
+    "ivf",
+    "ivf-sq8",
+    "IVF16,SQfp16",
+    "PCA16,IVF16,PQ8np",
+    "OPQ8_16,IVF8,Flat",
+]
 ON_THE_HOST = ["ivf-pq", "hnsw", "LSH", "PCA8,IVF16,PQ4x4"]
 
 

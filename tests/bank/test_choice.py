@@ -107,7 +107,7 @@ def test_a_recall_that_only_the_tuning_queries_reach_is_told(monkeypatch: pytest
 def test_auto_tries_all_and_says_why_each_fell_out() -> None:
     choice = choose(IndexSpec(factory="auto", min_recall=0.95, budget_memory_bytes=200_000))
     names = {trial.name for trial in choice.trials}
-    assert names == set(INDEX_NAMES) - {"auto"}
+    assert names == set(INDEX_NAMES) - {"auto", "cagra"}  # the CPU's graph is hnsw
     verdicts = {trial.name: trial.verdict for trial in choice.trials}
     assert "MiB resident, 0.191 MiB allowed" in verdicts["flat"]
     assert [trial.verdict for trial in choice.trials].count("chosen") == 1

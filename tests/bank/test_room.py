@@ -12,12 +12,12 @@ from fake_card import FakeCard, fake_card
 from vectors import clustered
 
 from cfa_index import card_memory
-from cfa_index.bank import MemoryBank, SearchIndex, build_faiss, faiss_gpu, flat
+from cfa_index.bank import MemoryBank, Recipe, SearchIndex, build_faiss, choice, faiss_gpu, flat, make_index
 from cfa_index.bank.card import card_of
 from cfa_index.bank.state import IndexState
 from cfa_index.errors import CardMemoryError
 from cfa_index.footprint import half_footprint, ivf_footprint, memories_footprint
-from cfa_index.specs import CardSpec, Storage
+from cfa_index.specs import CardSpec, IndexSpec, Storage
 
 CARD = torch.device("meta:0")
 COUNT, D = 600, 16
@@ -133,9 +133,30 @@ def test_a_card_that_runs_out_all_the_same_is_one_line(
     monkeypatch.setattr(faiss_gpu, step, full)
     index = index_of(factory)
     with pytest.raises(
-        CardMemoryError, match=r"enough memory for the bank on meta:0, got none left .*: 4 KiB"
+        CardMemoryError, match=r"enough memory for the index on meta:0, got none left .*: 4 KiB"
     ):
         MemoryBank(XB, CARD, index)
     bank = MemoryBank(XB, CARD)
     with pytest.raises(CardMemoryError, match=r"enough memory for the index on meta:0.*--index flat"):
         bank.with_index(index)
+
+
+def test_an_index_that_a_card_has_no_room_for_falls_out_of_the_choice(
+    card: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del card
+
+    def full(*_: object) -> None:
+        raise RuntimeError(TEXT)
+
+    monkeypatch.setattr(faiss_gpu, "half_flat", full)
+    recipes = [Recipe(name=name, factory=name) for name in ("Flat", "SQfp16")]
+    monkeypatch.setattr(choice, "recipes_of", lambda *_, **__: recipes)
+    found = make_index(
+        XB, IndexSpec(factory="auto"), clustered(100, D, seed=2), k=1, patches_per_image=32, seed=0,
+        flat=MemoryBank(XB, CARD),
+    )  # fmt: skip
+    assert [trial.verdict for trial in found.trials] == [
+        "chosen",
+        "none left in meta:0: 4 KiB asked for",
+    ]

@@ -64,6 +64,7 @@ def demo_command(
     )
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
+    target = resolve_device(device)
     with session(events) as out:
         category = lay_out_cells(output / "data", "mono", limit=images)
         models, features = output / "models", output / "features"
@@ -75,7 +76,7 @@ def demo_command(
             backbone=network,
             models_dir=models,
             features_dir=features,
-            device=resolve_device(device),
+            device=target,
             threads=threads or 2,
             listener=out.listener,
         )
