@@ -34,6 +34,7 @@ class PatchDescriptor(nn.Module):
         mean, std: (D,), the standardisation; zeros and ones for none.
         products: what the matrix products are computed in, float32 or bfloat16; their sum over the levels
             is float32.
+        is_folded: the standardisation is none and nothing will change: what depends on the grid alone is kept.
     """
 
     mean: Tensor
@@ -48,10 +49,13 @@ class PatchDescriptor(nn.Module):
         mean: Tensor,
         std: Tensor,
         products: torch.dtype = torch.float32,
+        is_folded: bool = False,
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.products = products
+        self._is_folded = is_folded
+        self._bases: dict[tuple[int, int, torch.device], Tensor] = {}
         self.weight = nn.Parameter(weight.detach().clone().float())
         self.bias = nn.Parameter(bias.detach().clone().float())
         self.register_buffer("mean", mean.detach().clone().float())
@@ -64,6 +68,8 @@ class PatchDescriptor(nn.Module):
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Weight (D', D + 2) and bias (D',) with the standardisation folded in; same phi, same gradients."""
+        if self._is_folded:
+            return self.weight, self.bias
         depth = self.mean.shape[0]
         scaled = self.weight[:, :depth] / self.std
         weight = torch.cat([scaled, self.weight[:, depth:]], dim=1)
@@ -75,7 +81,13 @@ class PatchDescriptor(nn.Module):
             weight, bias = self.effective()
         ones, zeros = torch.ones_like(self.std), torch.zeros_like(self.mean)
         return PatchDescriptor(
-            self.channels, weight=weight, bias=bias, mean=zeros, std=ones, products=products
+            self.channels,
+            weight=weight,
+            bias=bias,
+            mean=zeros,
+            std=ones,
+            products=products,
+            is_folded=True,
         ).requires_grad_(False)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -90,7 +102,7 @@ class PatchDescriptor(nn.Module):
         grid = (levels[0].shape[-2], levels[0].shape[-1])
         weight, bias = self.effective()
         *per_level, on_coordinates = torch.split(weight, [*self.channels, 2], dim=1)
-        base = coordinates(grid, weight.device) @ on_coordinates.T + bias  # (h*w, D')
+        base = self._base(grid, on_coordinates, bias)
         cells = [level.to(self.products).permute(0, 2, 3, 1) for level in levels]  # (B, h_l, w_l, C_l)
         weights = [level_weight.to(self.products).T for level_weight in per_level]
         finest = cells[0].flatten(1, 2)  # (B, h*w, C_0)
@@ -102,6 +114,16 @@ class PatchDescriptor(nn.Module):
         for coarser, level_weight in zip(cells[1:], weights[1:], strict=True):
             total.add_(_upsample_last((coarser @ level_weight).float(), grid).flatten(1, 2))
         return total
+
+    def _base(self, grid: tuple[int, int], on_coordinates: Tensor, bias: Tensor) -> Tensor:
+        """What the coordinates and the bias give: (h*w, D')."""
+        at = (*grid, bias.device)
+        if at in self._bases:
+            return self._bases[at]
+        base = coordinates(grid, bias.device) @ on_coordinates.T + bias
+        if self._is_folded:
+            self._bases[at] = base
+        return base
 
 
 def _upsample_last(cells: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from cfa_index.backbones import Backbone
 from cfa_index.bank import Bank, Neighbors, not_finite, shared_threads
 from cfa_index.card_memory import card_memory
 from cfa_index.descriptor import PatchDescriptor
+from cfa_index.errors import BankError
 from cfa_index.footprint import SMALLER_BATCH
 from cfa_index.hypersphere import certainty_scores, nearest_distances
 from cfa_index.images import Frame, valid_mask
@@ -33,7 +34,7 @@ _SPARE = 32
 class ScoredBatch:
     """Scores of B images, on the scorer's device.
 
-    All of an image's are NaN where one of its features is NaN or infinite; see `require_numbers`.
+    An image's score is no number where one of its features is none; see `require_finite`.
 
     Attributes:
         scores: (B,) float32, the maximum of each map; raw, larger is more anomalous.
@@ -166,18 +167,25 @@ class Scorer:
         )
 
     def _search(self, patches: Tensor, k: int) -> Neighbors:
-        """The k nearest memories of B images' patches (B, n, D'), which may be overwritten; ids are (B*n, k).
+        """The k nearest memories of B images' patches (B, n, D'); ids are (B*n, k).
 
-        An image with a feature that is NaN or infinite gets NaN for its distances: the bank would refuse the
-        whole batch for it, or on a card give NaN to some of its patches.
+        A patch that is NaN or infinite has no neighbours. On a card its distances are no numbers either; on the CPU
+        the bank refuses the batch, and the distances of its image are made NaN here.
         """
-        odd = ~patches.sum(dim=(1, 2)).isfinite()  # (B,)
-        found = self.bank.search(patches.masked_fill_(odd[:, None, None], 0).flatten(0, 1), k, exact=True)
-        odd_patches = odd[:, None].expand(-1, patches.shape[1]).reshape(-1, 1)
-        return Neighbors(sq_distances=found.sq_distances.masked_fill(odd_patches, torch.nan), ids=found.ids)
+        try:
+            return self.bank.search(patches.flatten(0, 1), k, exact=True)
+        except BankError:
+            odd = ~patches.isfinite().all(dim=2).all(dim=1)  # (B,)
+            if self.bank.device.type != "cpu" or not odd.any():
+                raise
+        found = self.bank.search(patches.masked_fill(odd[:, None, None], 0).flatten(0, 1), k, exact=True)
+        odd_patches = odd.repeat_interleave(patches.shape[1])
+        return Neighbors(
+            sq_distances=found.sq_distances.masked_fill(odd_patches[:, None], torch.nan), ids=found.ids
+        )
 
 
-def require_numbers(scores: NDArray[np.float32]) -> None:
-    """Of scores that have come to the host: raise BankError where one is NaN, so that no NaN is taken for good."""
-    if np.isnan(scores).any():
+def require_finite(scores: NDArray[np.float32]) -> None:
+    """Raise BankError where scores that have come to the host are no numbers: none is to be taken for good."""
+    if not np.isfinite(scores).all():
         raise not_finite()

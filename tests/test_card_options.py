@@ -62,7 +62,8 @@ def test_the_demo_lays_nothing_out_for_a_card_that_is_not_there(tmp_path: Path) 
 
 def shown(*_: object, card: CardSpec = CardSpec(), **__: object) -> MemoryBank:
     """In place of a bank: what it may take of a card, as an error."""
-    raise BankError(expected="a look", got=f"{card.temporary_bytes} {card.storage}", remedy="none")
+    got = f"{card.temporary_bytes} {card.storage} {card.spread}"
+    raise BankError(expected="a look", got=got, remedy="none")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -73,6 +74,21 @@ def test_the_options_come_as_far_as_the_bank(
     monkeypatch.setattr("cfa_index.bundle.model.bank_on", shown)
     line = cfa(*arguments(command, place, tmp_path), *OPTIONS).error_line
     assert f"got {64 * MIB} fp16" in line
+
+
+@pytest.mark.parametrize("command", ["train", "query", "evaluate", "score"])
+def test_commands_that_take_several_cards_say_how_the_bank_is_spread(
+    command: str, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfa_index.bundle.model.bank_on", shown)
+    line = cfa(*arguments(command, place, tmp_path), *OPTIONS, "--card-spread", "shards").error_line
+    assert f"got {64 * MIB} fp16 shards" in line
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"train", "query", "evaluate", "score"}))
+def test_commands_that_take_one_card_refuse_several(command: str, place: Workplace, tmp_path: Path) -> None:
+    line = cfa(*arguments(command, place, tmp_path), "--device", "cuda:0,1").error_line
+    assert "expected one device, got 'cuda:0,1'" in line
 
 
 def test_an_actor_of_ray_takes_what_its_run_takes(

@@ -131,7 +131,7 @@ class CardFlat:
         self._card = card
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `CardSearch`. Distances are NaN for a query that is not finite."""
+        """See `CardSearch`."""
         require_selectable(k)
         room = flat_queries(self._card.temporary_bytes, *self._vectors.shape, k, half_floats=False)
 
@@ -140,8 +140,12 @@ class CardFlat:
             return faiss_gpu.brute_force(resources, part, self._vectors, self._sq_norms, k)
 
         sq_distances, ids = in_parts(queries, k, room, self._card, found)
+        return sq_distances, self.completed(queries, ids)
+
+    def settled(self, queries: Tensor, sq_distances: Tensor) -> Tensor:
+        """Not negative, and NaN for a query that is not finite: FAISS may give any number for it."""
         odd = ~queries.sum(dim=1, keepdim=True).isfinite()
-        return sq_distances.masked_fill_(odd, torch.nan), self.completed(queries, ids)
+        return sq_distances.clamp_min_(0).masked_fill_(odd, torch.nan)
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
         """Rows that exist: for a query that is not finite FAISS gives -1, or any row."""

@@ -84,6 +84,7 @@ def build_on_card(
         (M, degree) uint32.
 
     Raises:
+        CardMemoryError: there is no room for vectors and lists.
         DeviceError: cuVS is not installed, or fails.
     """
     cuvs.require_cuvs()
@@ -91,7 +92,9 @@ def build_on_card(
     start = 0
     for part in parts:
         if rows is None:
-            rows = torch.empty((count, part.shape[1]), device=card.device)
+            sizes = {"vectors": 4 * count * part.shape[1], "graph": 4 * count * degree}
+            make_room(Footprint.of(OTHER_INDEX, **sizes), card.device)
+            rows = torch.empty((count, part.shape[1]), dtype=torch.float32, device=card.device)
         given = part if part.flags.writeable else part.copy()  # torch would warn
         rows[start : start + len(part)].copy_(torch.from_numpy(given))
         start += len(part)

@@ -107,7 +107,7 @@ def walk(graph: Any, queries: Tensor, k: int, width: int) -> tuple[Tensor, Tenso
         cagra.search(
             cagra.SearchParams(itopk_size=width),
             graph,
-            queries,
+            queries.detach(),  # torch hands over no other
             k,
             neighbors=found.view(torch.uint32),  # what it leaves empty has all bits set
             distances=sq_distances,
@@ -143,10 +143,10 @@ def _call(device: torch.device, what: str) -> Iterator[Any]:
     """
     cuvs, number = _loaded(), device.index or 0
     before = cuvs.memory.get_per_device_resource(number)
-    cuvs.memory.set_per_device_resource(number, _pool(number))
     try:
+        cuvs.memory.set_per_device_resource(number, _pool(number))
         yield _resources(number, torch.cuda.current_stream(device).cuda_stream or _DEFAULT_STREAM)
-    except cuvs.Error as error:
+    except (cuvs.Error, RuntimeError) as error:  # the latter RMM's, of a card that has no pools
         said = next(iter(str(error).splitlines()), "")
         if "out_of_memory" in said or "bad_alloc" in said:
             raise RuntimeError(f"cuVS: out of memory: {said}") from error

@@ -27,9 +27,11 @@ class Flat(Protocol):
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(n, k) squared distances, which a product may have made negative, and rows.
 
-        For a query that is not finite the host raises a BankError. A card would have to be waited for: there its
-        distances are NaN, and whoever reads what becomes of them says so.
+        For a query that is not finite the host raises a BankError; a card would have to be waited for.
         """
+
+    def settled(self, queries: Tensor, sq_distances: Tensor) -> Tensor:
+        """Distances that a search gave, not negative; on a card NaN for a query that is not finite."""
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
         """Candidates (n, k) of another search with this one's in place of those that are missing or cannot be."""
@@ -57,6 +59,11 @@ class HostFlat:
         if len(ids) and int(ids.min()) < 0:
             raise not_finite()
         return sq_distances, ids
+
+    def settled(self, queries: Tensor, sq_distances: Tensor) -> Tensor:
+        """See `Flat`."""
+        del queries
+        return sq_distances.clamp_min_(0)
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
         """See `Flat`."""

@@ -154,8 +154,11 @@ class MemoryBank:
         else:
             sq_distances, ids = self._flat.search(queries, k)
             if not exact:
-                return Neighbors(sq_distances=sq_distances.clamp_min_(0), ids=ids)
-        sq_distances, order = exact_sq_distances(queries, self._tensor, ids).sort(dim=1, stable=True)
+                return Neighbors(sq_distances=self._flat.settled(queries, sq_distances), ids=ids)
+        sq_distances = exact_sq_distances(queries, self._tensor, ids)
+        if ids.shape[1] == 1:
+            return Neighbors(sq_distances=sq_distances, ids=ids)
+        sq_distances, order = sq_distances.sort(dim=1, stable=True)
         return Neighbors(
             sq_distances=sq_distances[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
         )

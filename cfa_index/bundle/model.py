@@ -32,7 +32,7 @@ from cfa_index.devices import check_inference, resolve_devices
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.footprint import Footprint, scoring_footprint
 from cfa_index.images import ImageBatch, Source, load_batches
-from cfa_index.scorer import Scorer, require_numbers
+from cfa_index.scorer import Scorer, require_finite
 from cfa_index.specs import CardSpec, Precision
 from cfa_index.transfers import Pending
 
@@ -251,7 +251,7 @@ class ModelBundle:
         """Position of its image, patches and map of each view. Raises ImageError, BankError."""
         for batch, pending in self.scorer.downloads.behind(self._queued(sources, batch_size, threads)):
             maps, patch_scores, ids, distances = (tensor.numpy() for tensor in pending.kept())
-            require_numbers(patch_scores)
+            require_finite(patch_scores)
             for number, frame in enumerate(batch.frames):
                 view = ViewScore(
                     frame=frame,

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cfa_index.card_memory import card_memory, has_run_out
 from cfa_index.errors import DeviceError
+from cfa_index.footprint import SMALLER_BATCH
 from cfa_index.images.decode import MAX_PIXELS
 from cfa_index.images.frame import plan_of
 from cfa_index.images.jpegs import Jpeg
@@ -48,15 +50,17 @@ class CardDecoder:
 
         Raises:
             DeviceError: torchvision has no nvJPEG.
+            CardMemoryError: the card's memory has run out.
         """
         found: list[Tensor | None] = []
-        for group in _groups(jpegs):
-            made = self._made(group)
-            if made is None and len(group) > 1:  # one of them, but the decoder does not say which
-                for jpeg in group:
-                    found += self._made([jpeg]) or [None]
-            else:
-                found += made or [None]
+        with card_memory(self._device, f"decoding {len(jpegs)} images", lower=SMALLER_BATCH):
+            for group in _groups(jpegs):
+                made = self._made(group)
+                if made is None and len(group) > 1:  # one of them, but the decoder does not say which
+                    for jpeg in group:
+                        found += self._made([jpeg]) or [None]
+                else:
+                    found += made or [None]
         return found
 
     def with_squares(self, pixels: Tensor, squares: dict[int, Tensor]) -> Tensor:
@@ -71,9 +75,9 @@ class CardDecoder:
             return self._aside(
                 lambda: [self._square(*one) for one in zip(group, self._decoded(group), strict=True)]
             )
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if has_run_out(error):
+                raise
             if "nvJPEG support" in str(error):
                 raise DeviceError(
                     expected="a torchvision with nvJPEG",

@@ -16,7 +16,7 @@ from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.images import Frame, image_scores_of
 from cfa_index.metrics import Threshold, conformal_threshold
-from cfa_index.scorer import Scorer, require_numbers
+from cfa_index.scorer import Scorer, require_finite
 from cfa_index.store import PatchStore
 from cfa_index.transfers import Pending
 from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids, stored_frames
@@ -64,7 +64,7 @@ def calibrated_scorer(
     with stage(listener, "baseline", len(chosen), spec.features.view_unit) as advance:
         for part, pending in scorer.downloads.behind(queued()):
             scores = pending.result()[0].numpy()
-            require_numbers(scores)
+            require_finite(scores[~np.isinf(scores)])  # infinite: all its neighbours are the image's own
             inspected = inspected_mask(store, part).view(scores.shape).numpy()
             running.update(scores, inspected & np.isfinite(scores))
             advance(len(part))
@@ -110,7 +110,7 @@ def stored_maps(
 
     for part, frames, pending in scorer.downloads.behind(queued()):
         maps = pending.result()[0].numpy()
-        require_numbers(maps)
+        require_finite(maps)
         for row, frame, view_map in zip(part, frames, maps, strict=True):
             yield row - store.images[row].tile, frame, view_map
         on_views(len(part))

@@ -21,7 +21,7 @@ from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import ImageBatch, ImageMap, MapJoiner, load_batches, view_count
 from cfa_index.resample import fuse_maps, to_source
-from cfa_index.scorer import Scorer, require_numbers
+from cfa_index.scorer import Scorer, require_finite
 from cfa_index.transfers import Pending
 
 
@@ -129,7 +129,7 @@ def _one_model(
     for batch, pending in model.scorer.downloads.behind(queued):
         maps = [tensor.numpy() for tensor in pending.result()]
         for of_state in maps:
-            require_numbers(of_state)
+            require_finite(of_state)
         errors = deque(batch.errors)
         for slot, (position, frame) in enumerate(zip(batch.positions, batch.frames, strict=True)):
             while errors and errors[0][0] < position:

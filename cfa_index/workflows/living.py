@@ -27,6 +27,7 @@ from cfa_index.bundle import (
     read_manifest,
     set_current,
 )
+from cfa_index.devices import resolve_device
 from cfa_index.errors import BankError, BundleError
 from cfa_index.events import Listener, ignore
 from cfa_index.specs import CardSpec, IndexSpec
@@ -47,6 +48,11 @@ from cfa_index.workflows.verify import damage_of
 _SHOWN = 3
 AVERAGES = ("hybrid", "ema", "mean", "kmeans")
 """Methods whose memories are means over images, so that no image can be taken out of them."""
+
+
+def _loaded(folder: Path, device: str, card: CardSpec, weights: Path | None) -> ModelBundle:
+    """The model on one device: a changed bank is made there."""
+    return ModelBundle.load(folder, device=str(resolve_device(device)), card=card, weights=weights)
 
 
 @shared_threads()
@@ -83,7 +89,7 @@ def add_images(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
+        bundle = _loaded(models_dir / category, device, card, weights)
         store = open_store(bundle.manifest, features_dir)
         new = new_images(images, bundle, store, features_dir=features_dir, threads=threads, listener=listener)
         addition = Addition(
@@ -150,7 +156,7 @@ def remove_images(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
+        bundle = _loaded(models_dir / category, device, card, weights)
         store = open_store(bundle.manifest, features_dir)
         if not names:
             raise BankError(expected="images to remove", got="none", remedy="name one with --image")
@@ -229,7 +235,7 @@ def reindex(
     """
     check_model(models_dir / category)
     with category_lock(models_dir / category):
-        bundle = ModelBundle.load(models_dir / category, device=device, card=card, weights=weights)
+        bundle = _loaded(models_dir / category, device, card, weights)
         store = open_store(bundle.manifest, features_dir)
         spec = replace(bundle.manifest.spec, index=index)
         fit_rows, held_rows = fit_and_held(store, spec)

@@ -17,7 +17,7 @@ from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import printable, sha256_of_file
 from cfa_index.images import Frame, decode, valid_mask, view_at
-from cfa_index.scorer import Scorer, require_numbers
+from cfa_index.scorer import Scorer, require_finite
 from cfa_index.store import PatchStore
 from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.extract import stored_frames
@@ -122,7 +122,7 @@ def probe_scores(scorer: Scorer, probes: Probes) -> NDArray[np.float32]:
             yield scorer.downloads.start([scored.scores])
 
     scores = np.concatenate([pending.result()[0].numpy() for pending in scorer.downloads.behind(queued())])
-    require_numbers(scores)
+    require_finite(scores)
     return scores
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from test_score_on_card import on, scored
 
 import cfa_index.images.card_decode as card_decode
-from cfa_index.errors import DeviceError, ImageError, OutputError, SpecError
+from cfa_index.errors import CardMemoryError, DeviceError, ImageError, OutputError, SpecError
 from cfa_index.images import CardDecoder, Jpeg, Views, read_entry, read_for_card
 from cfa_index.places import Entry, LocalPlace
 from cfa_index.specs import FeatureSpec, Geometry
@@ -172,6 +172,19 @@ def test_a_torchvision_without_nvjpeg_says_so(tmp_path: Path, monkeypatch: pytes
     assert isinstance(jpeg, Jpeg)
     with pytest.raises(DeviceError, match=r"torchvision with nvJPEG.*--decode host"):
         CardDecoder(FEATURES, CPU).squares([jpeg])
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(CardDecoder, "_decoded", failing)
+    jpeg = read(write(tmp_path / "a.jpg"))
+    assert isinstance(jpeg, Jpeg)
+    with pytest.raises(CardMemoryError, match=r"decoding 1 images.*2\.00 GiB asked for"):
+        CardDecoder(FEATURES, torch.device("meta", 0)).squares([jpeg])
 
 
 def test_the_wheel_has_the_operator_that_a_card_would_run() -> None:
