@@ -26,7 +26,7 @@ _POOL = 4096
 _MOST_PICKS = 512
 """Of one pass, so that progress shows."""
 _UNSEEN = 32
-"""Picks that are queued on a card before the host looks at them: a look would take as long as a pick."""
+"""Picks that are queued on a card before the host looks at them: with a look each it would have nothing to do meanwhile."""
 _BLOCK = 8192
 """Points a matrix product; those of half precision are widened a block at a time."""
 _CHOSEN = -1.0

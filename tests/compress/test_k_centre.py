@@ -86,7 +86,7 @@ def test_a_card_is_looked_at_once_for_many_picks() -> None:
     points = torch.from_numpy(points_of(600, 4, seed=5))
     passes: list[int] = []
     with fake_card() as card:
-        greedy_k_centre(points, 300, seed=0, pool=200, device=torch.device("meta"), on_picks=passes.append)
+        greedy_k_centre(points, 300, seed=0, pool=200, device=torch.device("meta", 0), on_picks=passes.append)
         # Of every pass the bound and a look for each 32 picks; and in the end the picks.
         looks = sum(1 + -(-min(new + 31, 300) // 32) for new in passes[1:])
         assert len(card.to_host) + card.waits.total() <= 1 + looks < 100
