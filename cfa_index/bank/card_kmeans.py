@@ -62,7 +62,7 @@ class CardStep:
         for block in self._blocks:
             [points] = self._uploads([block])
             sq_distances, ids = flat.search(points, 1)
-            error += sq_distances.clamp_min(0).sum(dtype=torch.float64)
+            error += flat.settled(points, sq_distances).sum(dtype=torch.float64)
             cells, order = ids[:, 0].sort(stable=True)
             first = torch.searchsorted(cells, self._cells)
             sums += F.embedding_bag(order, points, first, mode="sum")
