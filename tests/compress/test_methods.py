@@ -13,7 +13,7 @@ from fake_card import fake_card
 from numpy.typing import NDArray
 
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
-from cfa_index.errors import BankError, SpecError
+from cfa_index.errors import BankError, CardMemoryError, SpecError
 from cfa_index.events import Event, StageAdvanced, StageEnded, StageStarted
 from cfa_index.specs import BankSpec, Compression, DescriptorSpec, FeatureSpec, Geometry
 from cfa_index.store import PatchStore, StoredImage, StoreHeader, StoreWriter
@@ -114,6 +114,16 @@ def test_what_crosses_to_the_host_of_a_hybrid_is_counted(store: PatchStore) -> N
         k_means, sources, picks = 3 + 1, 2, 1 + 1  # a look a step; distances and rows; a look and the rows
         assert len(card.to_host) == 2 * batches + k_means + sources + 2 * images + picks
         assert not card.waits
+
+
+def test_a_card_that_runs_out_is_one_line(store: PatchStore) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with fake_card(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cfa_index.bank.faiss_gpu.brute_force", no_room)
+        with pytest.raises(CardMemoryError, match=r"making the bank on meta:0, .* smaller --bank-size"):
+            compress_store(store, ROWS, copy.deepcopy(PHI).to("meta:0"), BankSpec(size=9), seed=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
