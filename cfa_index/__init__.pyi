@@ -115,6 +115,7 @@ from .files import (
     writing as writing,
 )
 from .footprint import (
+    Footprint as Footprint,
     half_footprint as half_footprint,
     memories_footprint as memories_footprint,
 )

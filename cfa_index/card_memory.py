@@ -18,7 +18,8 @@ from cfa_index.footprint import Footprint, in_words
 _RUN_OUT = ("out of memory", "alloc_failed", "memory allocation error")
 """In what torch, cuBLAS, cuDNN (`..._STATUS_ALLOC_FAILED`) and FAISS say, in lower case."""
 _ASKED = re.compile(
-    r"tried to allocate ([\d.]+ ?[KMGT]?i?B)\b|\bsize (\d+) bytes|cudahostalloc (\d+) bytes", re.IGNORECASE
+    r"tried to allocate ([\d.]+ ?(?:[KMGT]?i?B|bytes))\b|\bsize (\d+) bytes|cudahostalloc (\d+) bytes",
+    re.IGNORECASE,
 )
 """Of torch; of FAISS on the card; of FAISS in pinned memory of the host."""
 _MOST_ADVICE = 3

@@ -161,21 +161,16 @@ def _lists(codes: int, list_sizes: Sequence[int], width: int) -> Footprint:
     return Footprint.of(OTHER_INDEX, index_lists=codes + rows, index_cells=centroids)
 
 
-def temporary_footprint(temporary_bytes: int, *, card_bytes: int = 16 * _GIB) -> Footprint:
-    """FAISS's temporary memory on a card: all that a search takes, since its queries are cut to fit into it.
+def granted_bytes(temporary_bytes: int, card_bytes: int) -> int:
+    """What FAISS makes of the temporary memory that it is asked to take of a card that has so much in all.
 
-    Args:
-        temporary_bytes: of the `CardSpec`.
-        card_bytes: what the card has in all; FAISS takes less of small ones.
+    At most 1.5 GiB, 1 GiB of 8, 512 MiB of 4 (StandardGpuResources.cpp, getDefaultTempMemForGPU).
     """
-    # getDefaultTempMemForGPU: never more than 1.5 GiB, 1 GiB up to 8 GiB cards, 512 MiB up to 4 GiB ones.
     most = _GIB // 2 if card_bytes <= 4 * _GIB else _GIB if card_bytes <= 8 * _GIB else 3 * _GIB // 2
-    return Footprint.of(LESS_TEMPORARY, temporary_memory=min(temporary_bytes, most))
+    return min(temporary_bytes, most)
 
 
-def search_buffers(
-    queries: int, count: int, width: int, k: int, *, half_floats: bool = False, card_bytes: int = 16 * _GIB
-) -> list[int]:
+def search_buffers(queries: int, count: int, width: int, k: int, *, half_floats: bool = False) -> list[int]:
     """Buffers that FAISS's exact search wants from the temporary memory, in bytes, in its order (Distance.cu).
 
     A buffer that did not fit would be allocated for the call and freed after it, which waits for the card
@@ -186,15 +181,13 @@ def search_buffers(
         count, width: M and D'.
         k: neighbours.
         half_floats: whether those are searched.
-        card_bytes: what the card has in all; FAISS takes smaller tiles on small ones.
     """
     if not queries:
         return []
     element = _FP16 if half_floats else _FP32
-    usage = _GIB // 2 if card_bytes <= 4 * _GIB else 3 * _GIB // 4 if card_bytes <= 8 * _GIB else _GIB
     preferred = _NARROW_TILE_ROWS if width <= _NARROW else _TILE_ROWS
     rows = min(preferred, queries)
-    columns = min(usage // (2 * element) // preferred, count)
+    columns = min(_GIB // (2 * element) // preferred, count)  # of cards up to 8 GiB fewer
     found = rows * -(-count // columns) * k
     return [
         *([queries * width * _FP16] if half_floats else []),  # as halves; norms of memories are held

@@ -82,6 +82,10 @@ def test_a_driver_that_fails_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None
             "an unknown amount asked for",
         ),
         (RuntimeError("CUDA error: out of memory"), "an unknown amount asked for"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 bytes. GPU 0"),
+            "512 bytes asked for",
+        ),
     ],
 )
 def test_memory_that_runs_out_is_one_line(error: Exception, words: str) -> None:

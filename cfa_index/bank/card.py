@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from cfa_index.bank import faiss_gpu
-from cfa_index.card_memory import make_room
+from cfa_index.card_memory import make_room, memory_of
 from cfa_index.errors import BankError, DeviceError
-from cfa_index.footprint import LESS_TEMPORARY, Footprint, half_footprint, search_buffers
+from cfa_index.footprint import LESS_TEMPORARY, Footprint, granted_bytes, half_footprint, search_buffers
 from cfa_index.specs import CardSpec
 
 _MOST_SELECTED = 2048
@@ -85,7 +85,7 @@ _MAKING = threading.Lock()
 
 
 def card_of(device: torch.device, spec: CardSpec) -> Card:
-    """The card behind a device, with at least the scratch memory of a spec.
+    """The card behind a device, with at least the scratch memory of a spec, or what FAISS grants.
 
     Raises:
         DeviceError: FAISS sees no such card.
@@ -98,11 +98,15 @@ def card_of(device: torch.device, spec: CardSpec) -> Card:
             remedy="install faiss-gpu, or use --device cpu",
         )
     faiss_gpu.take_tensors()
+    # What FAISS would cut off silently would be missed in the middle of a search.
+    memory = memory_of(device)
+    asked = spec.temporary_bytes
+    granted = asked if memory is None else granted_bytes(asked, memory[1])
     with _MAKING:
         held = _holder(device)
         if not held:
-            held.append(Card(device, spec.temporary_bytes))
-    held[0].give(spec.temporary_bytes)
+            held.append(Card(device, granted))
+    held[0].give(granted)
     return held[0]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Protocol
 
@@ -26,7 +27,9 @@ from torch import Tensor
 from cfa_index.bank.index import SearchIndex
 from cfa_index.bank.memory import MemoryBank, check_queries
 from cfa_index.bank.neighbors import Neighbors
+from cfa_index.card_memory import card_memory
 from cfa_index.errors import DeviceError
+from cfa_index.footprint import SMALLER_BATCH
 from cfa_index.specs import CardSpec
 
 
@@ -159,6 +162,7 @@ class SpreadBank:
 
         Raises:
             BankError: as for `MemoryBank`.
+            CardMemoryError: the memory of one of them runs out.
         """
         check_queries(queries, k, self.vectors.shape)
         if self.card.spread == "shards":
@@ -178,29 +182,37 @@ class SpreadBank:
 
     def _ask_replicas(self, queries: Tensor, k: int, exact: bool) -> Neighbors:
         parts = queries.chunk(len(self._banks))  # of fewer queries than cards one each
-        banks = self._banks[: len(parts)]
-        sent = [part.to(bank.device, non_blocking=True) for bank, part in zip(banks, parts, strict=True)]
-        answers = [bank.search(part, k, exact=exact) for bank, part in zip(banks, sent, strict=True)]
-        sq_distances, ids = self._brought(answers)
+        sq_distances, ids = self._answers(parts, [k] * len(parts), exact)
         return Neighbors(sq_distances=torch.cat(sq_distances), ids=torch.cat(ids))
 
     def _ask_shards(self, queries: Tensor, k: int) -> Neighbors:
-        sent = [queries.to(bank.device, non_blocking=True) for bank in self._banks]
-        answers = [
-            bank.search(part, min(k, len(bank)), exact=True)
-            for bank, part in zip(self._banks, sent, strict=True)
-        ]
-        sq_distances, rows = self._brought(answers)
+        at_most = [min(k, len(bank)) for bank in self._banks]
+        sq_distances, rows = self._answers([queries] * len(self._banks), at_most, exact=True)
         ids = torch.cat([part + start for part, start in zip(rows, self._starts, strict=True)], dim=1)
         merged, order = torch.cat(sq_distances, dim=1).sort(dim=1, stable=True)
         return Neighbors(
             sq_distances=merged[:, :k].contiguous(), ids=ids.gather(1, order[:, :k]).contiguous()
         )
 
-    def _brought(self, answers: Sequence[Neighbors]) -> tuple[list[Tensor], list[Tensor]]:
-        """Distances and rows of each card on the first one."""
-        sq_distances = [answer.sq_distances.to(self.device, non_blocking=True) for answer in answers]
-        return sq_distances, [answer.ids.to(self.device, non_blocking=True) for answer in answers]
+    def _answers(
+        self, parts: Sequence[Tensor], at_most: Sequence[int], exact: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Distances and rows of the first cards, on the first one: of a part of the queries and as many as k each."""
+        banks = self._banks[: len(parts)]
+        sent, found = [], []
+        for bank, part in zip(banks, parts, strict=True):
+            with _memory_of(bank, part):
+                sent.append(part.to(bank.device, non_blocking=True))
+        for bank, part, k in zip(banks, sent, at_most, strict=True):
+            with _memory_of(bank, part):
+                found.append(bank.search(part, k, exact=exact))
+        sq_distances = [one.sq_distances.to(self.device, non_blocking=True) for one in found]
+        return sq_distances, [one.ids.to(self.device, non_blocking=True) for one in found]
+
+
+def _memory_of(bank: MemoryBank, queries: Tensor) -> AbstractContextManager[None]:
+    """Where memory runs out, it is said on which card. Raises CardMemoryError."""
+    return card_memory(bank.device, f"a search for {len(queries)} patches", lower=SMALLER_BATCH)
 
 
 def bank_on(

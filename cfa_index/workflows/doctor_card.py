@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfa_index.backbones import forward_bytes, load_backbone
-from cfa_index.footprint import Footprint, memories_footprint, scoring_footprint, temporary_footprint
+from cfa_index.footprint import LESS_TEMPORARY, Footprint, memories_footprint, scoring_footprint
 from cfa_index.specs import CardSpec, FeatureSpec, ModelSpec
 from cfa_index.workflows.doctor_measure import usual_strides
 
@@ -28,4 +28,5 @@ def recommended_footprint(backbone: str, images: int) -> Footprint:
         shortlist=1,
     )
     memories = memories_footprint(spec.bank.memories(features.patches_per_image), width)
-    return network.footprint + memories + temporary_footprint(CardSpec().temporary_bytes) + batch
+    scratch = Footprint.of(LESS_TEMPORARY, temporary_memory=CardSpec().temporary_bytes)
+    return network.footprint + memories + scratch + batch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vectors import clustered
 
 from cfa_index.bank import MemoryBank, Neighbors, SearchIndex, SpreadBank, bank_on, make_index
-from cfa_index.errors import BankError, DeviceError
+from cfa_index.errors import BankError, CardMemoryError, DeviceError
 from cfa_index.specs import CardSpec, IndexSpec, Spread
 
 CPU = torch.device("cpu")
@@ -171,6 +171,22 @@ def test_a_query_that_is_not_finite_is_marked_and_the_others_are_answered(spread
     assert not finite[2].any()
     assert int(ids.min()) >= 0
     assert int(ids.max()) < 30
+
+
+def test_the_card_whose_memory_runs_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = MemoryBank.search
+
+    def full(bank: MemoryBank, queries: torch.Tensor, k: int, *, exact: bool = False) -> Neighbors:
+        if bank.device == CARDS[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return search(bank, queries, k, exact=exact)
+
+    with fake_card():
+        bank = bank_on(clustered(30, 4), CARDS, card=SHARDS)
+        queries = torch.zeros(5, 4).to(CARDS[0])
+        monkeypatch.setattr(MemoryBank, "search", full)
+        with pytest.raises(CardMemoryError, match="a search for 5 patches on meta:1, got none left"):
+            bank.search(queries, 3)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,17 @@ from fake_card import FakeCard, fake_card
 from vectors import clustered
 
 from cfa_index import card_memory
-from cfa_index.bank import MemoryBank, Recipe, SearchIndex, build_faiss, choice, faiss_gpu, flat, make_index
+from cfa_index.bank import (
+    MemoryBank,
+    Recipe,
+    SearchIndex,
+    build_faiss,
+    card as bank_card,
+    choice,
+    faiss_gpu,
+    flat,
+    make_index,
+)
 from cfa_index.bank.card import card_of
 from cfa_index.bank.state import IndexState
 from cfa_index.errors import CardMemoryError
@@ -70,6 +80,15 @@ def test_the_scratch_memory_is_looked_at_before_faiss_takes_it(
         MemoryBank(XB, CARD)
     assert card.faiss.made == []
     MemoryBank(XB, CARD, card=CardSpec(temporary_bytes=16 << 20))
+
+
+def test_a_small_card_has_the_scratch_memory_that_faiss_grants(
+    card: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_card, "memory_of", lambda _: (8 << 30, 8 << 30))
+    MemoryBank(XB, CARD, card=CardSpec(temporary_bytes=3 << 29))
+    MemoryBank(XB, CARD, card=CardSpec(temporary_bytes=5 << 28))
+    assert [one.temporary_bytes for one in card.faiss.made] == [1 << 30]
 
 
 @pytest.mark.parametrize(
