@@ -159,9 +159,12 @@ class CardFlat:
         return sq_distances.clamp_min_(0).masked_fill_(odd, torch.nan)
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
-        """Rows that exist: for a query that is not finite FAISS gives -1, or any row."""
+        """Rows that exist: for a query that is not finite FAISS gives -1, or any row.
+
+        torch ends the use of a card, for good, where a row that does not exist is gathered.
+        """
         del queries
-        return ids.clamp_min(0)
+        return ids.clamp(0, len(self._vectors) - 1)
 
 
 class CardHalf:

@@ -27,7 +27,7 @@ from cfa_index.bank import (
     tune,
 )
 from cfa_index.bank.builder import BuiltIndex
-from cfa_index.bank.card import card_of
+from cfa_index.bank.card import CardFlat, card_of
 from cfa_index.bank.index import tunable
 from cfa_index.errors import BankError, DeviceError
 from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
@@ -133,6 +133,15 @@ def test_a_query_that_is_not_finite_has_no_finite_distance(
         finite = held(found.sq_distances).isfinite().all(dim=1)
         assert finite.tolist() == [row != 7 for row in range(50)]
         assert 0 <= int(held(found.ids).min()) <= int(held(found.ids).max()) < COUNT
+
+
+def test_a_row_that_does_not_exist_is_never_gathered(card: FakeCard) -> None:
+    """Whatever FAISS gave: on a card that would end everything."""
+    flat = CardFlat(torch.from_numpy(XB).to(CARD), card_of(CARD, CardSpec()))
+    ids = torch.tensor([[-1, 0, COUNT - 1, COUNT, 1 << 40]]).to(CARD)
+    with card.refusing():
+        rows = flat.completed(torch.zeros(1, D).to(CARD), ids)
+    assert held(rows).tolist() == [[0, 0, COUNT - 1, COUNT - 1, COUNT - 1]]
 
 
 def test_queries_are_cut_to_the_scratch_memory(card: FakeCard) -> None:
