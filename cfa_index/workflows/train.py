@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,8 +180,9 @@ def _train(
         for epoch in range(len(log), spec.epochs):
             order = np.random.default_rng([order_seed, epoch]).permutation(np.asarray(rows)).tolist()
             parts = [order[step * spec.batch_size : (step + 1) * spec.batch_size] for step in range(steps)]
-            batches = train_batches(store, parts, trainer.uploads)
-            log.append(train_epoch(trainer, batches, epoch=epoch + 1, advance=advance))
+            # After an error the garbage collector would close it, maybe in the store's own thread, which it waits for.
+            with closing(train_batches(store, parts, trainer.uploads)) as batches:
+                log.append(train_epoch(trainer, batches, epoch=epoch + 1, advance=advance))
             if keeping:
                 keep_epoch(folder, identity, epoch + 1, trainer.descriptor)
             write_checkpoint(folder, identity, snapshot(trainer, log))

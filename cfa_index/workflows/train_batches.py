@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class TrainBatch:
 
 def train_batches(
     store: PatchStore, parts: Sequence[Sequence[int]], uploads: Uploads
-) -> Iterator[TrainBatch]:
+) -> Generator[TrainBatch, None, None]:
     """The views of each part; a thread reads the next ones, for a card into pinned memory.
 
     Raises:
