@@ -70,6 +70,15 @@ def make_room(footprint: Footprint, device: torch.device) -> None:
         require_room(footprint, memory[0], device)
 
 
+def has_room(footprint: Footprint, device: torch.device) -> bool:
+    """Whether something fits, see `make_room`; on the CPU it does."""
+    try:
+        make_room(footprint, device)
+    except CardMemoryError:
+        return False
+    return True
+
+
 @contextmanager
 def card_memory(device: torch.device, work: str, *, lower: str) -> Iterator[None]:
     """Say in one line what happened where a card's memory runs out in the body.

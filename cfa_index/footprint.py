@@ -118,6 +118,12 @@ def memories_footprint(count: int, width: int) -> Footprint:
     return Footprint.of(SMALLER_BANK, memories=count * width * _FP32, norms=count * _FP32)
 
 
+def points_footprint(count: int, width: int, *, half_floats: bool = False) -> Footprint:
+    """Points (n, d) that are compressed: themselves, and of each a distance, a cell, its place in a sorted order."""
+    numbers = width * (_FP16 if half_floats else _FP32)
+    return Footprint.of(SMALLER_BANK, points=count * numbers, cells=count * (2 * _NEIGHBOR + 2 * _ID))
+
+
 def half_footprint(count: int, width: int) -> Footprint:
     """A `GpuIndexFlat` of half floats: these, and a norm a vector in float32 (FlatIndex.cu)."""
     return Footprint.of(NO_HALVES, half_floats=_rounded(count * width * _FP16) + _rounded(count * _FP32))

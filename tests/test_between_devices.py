@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from fake_card import fake_card
+from living import bank, copied
 from made_up import Workplace, cfa
 
 from cfa_index import CardSpec, ImageScore, ModelBundle, SpreadBank, current_generation
@@ -157,6 +158,19 @@ def test_the_commands_say_on_a_card_what_they_say_on_a_cpu(
     for name in ("image_auroc", "pixel_auroc", "aupro", "image_f1", "image_f1_threshold", "threshold"):
         assert measures["cuda"][name] == pytest.approx(measures["cpu"][name], rel=card.rtol), name
     assert scores["cuda"] == pytest.approx(scores["cpu"], rel=card.rtol)
+
+
+def test_images_are_added_on_a_card_as_on_a_cpu(place: Workplace, card: Card, tmp_path: Path) -> None:
+    made_up.write_good(tmp_path / "new", 5, first=500)
+    grown = []
+    for device in ("cpu", "cuda"):
+        copy = copied(place, tmp_path / device)
+        with card.opened() if device == "cuda" else nullcontext():
+            added = bank("add", copy, tmp_path / "new", "--device", device)
+            assert added.code == 0, added
+        grown.append(ModelBundle.load(copy.models / "weave").bank.vectors)
+    assert len(grown[0]) > len(ModelBundle.load(place.models / "weave").bank)
+    np.testing.assert_allclose(grown[1], grown[0], rtol=card.rtol, atol=card.rtol)
 
 
 @pytest.fixture

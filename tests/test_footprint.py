@@ -21,6 +21,7 @@ from cfa_index.footprint import (
     ivf_pq_footprint,
     largest_of,
     memories_footprint,
+    points_footprint,
     scoring_footprint,
     search_buffers,
     training_footprint,
@@ -56,6 +57,12 @@ def test_memories_are_what_the_tensor_holds() -> None:
     vectors = clustered(300, 24)
     bank = MemoryBank(vectors, torch.device("cpu"))
     assert sizes(memories_footprint(300, 24)) == {"memories": bank.tensor.nbytes, "norms": 1_200}
+
+
+def test_points_that_are_compressed_by_hand() -> None:
+    """Of each point a distance and a cell, these sorted, and two numbers of rows."""
+    assert sizes(points_footprint(300, 24)) == {"points": 300 * 24 * 4, "cells": 300 * (12 + 12 + 8 + 8)}
+    assert sizes(points_footprint(300, 24, half_floats=True))["points"] == 300 * 24 * 2
 
 
 def test_half_floats_lie_beside_the_memories() -> None:

@@ -12,6 +12,7 @@ from cfa_index.bank.faiss_gpu import gpu_count
 from cfa_index.bank.index import SearchIndex, changed_faiss, faiss_version, read_faiss
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
+from cfa_index.bank.nearest import NearestRow
 from cfa_index.bank.neighbors import Neighbors, not_finite
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
@@ -27,6 +28,7 @@ __all__ = [
     "IndexState",
     "IndexTrial",
     "MemoryBank",
+    "NearestRow",
     "Neighbors",
     "PatchSources",
     "Recipe",

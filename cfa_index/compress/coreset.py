@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cfa_index.compress.gallery import check_enough, gather_patches
 from cfa_index.compress.k_centre import greedy_k_centre
+from cfa_index.compress.products import product_on
 from cfa_index.compress.sample import PatchSample
 from cfa_index.compress.stream import PatchStream, miscounted, no_patches
 from cfa_index.errors import BankError
@@ -30,6 +31,7 @@ def coreset_bank(
     eps: float,
     seed: int,
     held_bytes: int = HELD_BYTES,
+    device: torch.device = torch.device("cpu"),
     listener: Listener = ignore,
 ) -> PatchSample:
     """M patches that cover all others best, greedily, with the places that they come from.
@@ -46,6 +48,7 @@ def coreset_bank(
         eps: distortion of squared distances that Johnson and Lindenstrauss's lemma allows for; it sets d.
         seed: of the projection and of the first memory.
         held_bytes: most memory that the projected patches may take.
+        device: where they are projected and picked; a card holds them too, where there is room.
         listener: told of progress.
 
     Returns:
@@ -58,7 +61,13 @@ def coreset_bank(
     check_enough(memories, total)
     with stage(listener, "project", images, "images") as advance:
         points = project_patches(
-            stream, total=total, eps=eps, seed=seed, held_bytes=held_bytes, on_image=lambda: advance(1)
+            stream,
+            total=total,
+            eps=eps,
+            seed=seed,
+            held_bytes=held_bytes,
+            device=device,
+            on_image=lambda: advance(1),
         )
     held = f"{total:,} patches held in {points.shape[1]} dimensions ({points.nbytes / 2**20:,.0f} MiB)"
 
@@ -69,7 +78,9 @@ def coreset_bank(
         )
 
     with stage(listener, "coreset", memories, "memories") as advance:
-        picks = greedy_k_centre(points, memories, seed=seed, on_picks=advance, on_estimate=announce)
+        picks = greedy_k_centre(
+            points, memories, seed=seed, device=device, on_picks=advance, on_estimate=announce
+        )
     del points
     with stage(listener, "gather", images, "images") as advance:
         return gather_patches(stream, picks, on_image=lambda: advance(1))
@@ -82,9 +93,10 @@ def project_patches(
     eps: float,
     seed: int,
     held_bytes: int,
+    device: torch.device = torch.device("cpu"),
     on_image: Callable[[], None],
 ) -> Tensor:
-    """All patches under a sparse random projection: float16 (total, min(d, D')).
+    """All patches under a sparse random projection, made on a device: float16 (total, min(d, D')) on the host.
 
     Where d is not below D', nothing is projected. The mean of the first image is taken off, which moves
     no distance and keeps digits.
@@ -108,7 +120,7 @@ def project_patches(
             shift = patches.mean(axis=0)
             projection = sparse_projection(full_width, width, seed) if width < full_width else None
         moved = patches - shift
-        held = torch.from_numpy(moved if projection is None else moved @ projection).half()
+        held = torch.from_numpy(moved if projection is None else product_on(device, moved, projection)).half()
         if not held.isfinite().all():
             raise BankError(
                 expected="features within float16's range",

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank import nearest_rows
+from cfa_index.bank import NearestRow
 from cfa_index.compress.centres import kmeans_bank
 from cfa_index.compress.gallery import check_enough
 from cfa_index.compress.k_centre import greedy_k_centre
 from cfa_index.compress.sample import PatchSample, nearest_sources
 from cfa_index.compress.stream import OnStep, PatchStream, nothing
 from cfa_index.events import Listener, ignore, stage
+from cfa_index.specs import CardSpec
 
 
 def hybrid_bank(
@@ -24,6 +25,8 @@ def hybrid_bank(
     coverage: float,
     iterations: int,
     seed: int,
+    device: torch.device = torch.device("cpu"),
+    card: CardSpec = CardSpec(),
     listener: Listener = ignore,
 ) -> PatchSample:
     """Centres of k-means, then greedy k-centre picks that begin where the centres are farthest away.
@@ -44,6 +47,8 @@ def hybrid_bank(
         coverage: share of the memories that are picks; the rest are centres.
         iterations: of k-means.
         seed: of k-means.
+        device: where distances are computed.
+        card: what may be taken of a card.
         listener: told of progress.
 
     Returns:
@@ -62,14 +67,23 @@ def hybrid_bank(
             iterations=iterations,
             seed=seed,
             on_iteration=lambda error: advance(1, sq_distance=error),
+            device=device,
+            card=card,
         )
-    sources = nearest_sources(centres, sample)
+    sources = nearest_sources(centres, sample, device=device, card=card)
     with stage(listener, "coverage", images, "images") as advance:
         rare, sq_distances = worst_covered(
-            stream, centres, limit=len(sample.features), on_image=lambda: advance(1)
+            stream,
+            centres,
+            limit=len(sample.features),
+            device=device,
+            card=card,
+            on_image=lambda: advance(1),
         )
     covered = torch.from_numpy(sq_distances)
-    chosen = greedy_k_centre(torch.from_numpy(rare.features), picks, seed=seed, covered=covered)
+    chosen = greedy_k_centre(
+        torch.from_numpy(rare.features), picks, seed=seed, covered=covered, device=device
+    )
     return PatchSample(
         features=np.concatenate([centres, rare.features[chosen]]),
         rows=np.concatenate([sources.rows, rare.rows[chosen]]),
@@ -78,7 +92,13 @@ def hybrid_bank(
 
 
 def worst_covered(
-    stream: PatchStream, centres: NDArray[np.float32], *, limit: int, on_image: OnStep = nothing
+    stream: PatchStream,
+    centres: NDArray[np.float32],
+    *,
+    limit: int,
+    device: torch.device = torch.device("cpu"),
+    card: CardSpec = CardSpec(),
+    on_image: OnStep = nothing,
 ) -> tuple[PatchSample, NDArray[np.float32]]:
     """The patches of a stream that are farthest from their nearest centre, in no order.
 
@@ -86,6 +106,8 @@ def worst_covered(
         stream: the patches.
         centres: (k, D') float32.
         limit: how many are held and kept; all of them where there are fewer.
+        device: where they are searched; a card is waited for once an image.
+        card: what may be taken of a card.
         on_image: called after each image.
 
     Returns:
@@ -95,8 +117,9 @@ def worst_covered(
     rows, cells = np.empty(limit, np.int64), np.empty(limit, np.int64)
     sq_distances = np.empty(limit, np.float32)
     count, least = 0, -np.inf
+    nearest = NearestRow(centres, device, card)
     for row, shown, patches in stream():
-        found = np.maximum(nearest_rows(patches, centres)[0][:, 0], 0)
+        found = np.maximum(nearest(patches)[0], 0)
         coming = np.flatnonzero(found > least)
         before, count = count, min(limit, count + len(coming))
         slots = np.arange(before, count)

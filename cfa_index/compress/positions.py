@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cfa_index.bank import kmeans
+from cfa_index.compress.products import product_on
 from cfa_index.compress.stream import OnStep, PatchStream, no_patches, nothing
 from cfa_index.errors import BankError
+from cfa_index.specs import CardSpec
 
 
 def mean_bank(
-    stream: PatchStream, memories: int, *, iterations: int, seed: int, on_image: OnStep = nothing
+    stream: PatchStream,
+    memories: int,
+    *,
+    iterations: int,
+    seed: int,
+    device: torch.device = torch.device("cpu"),
+    card: CardSpec = CardSpec(),
+    on_image: OnStep = nothing,
 ) -> NDArray[np.float32]:
     """The published code's bank: mean of phi_0 at each position, then k-means down to M < h*w.
 
     Args:
         stream: whole grids only, as a position's mean needs them.
         memories: M.
-        iterations, seed: of k-means.
+        iterations, seed, device, card: of k-means.
         on_image: called after each image.
 
     Returns:
@@ -37,7 +47,7 @@ def mean_bank(
         raise no_patches()
     _check_fits(memories, len(total), "mean")
     means = (total / count).astype(np.float32)
-    return kmeans(means, memories, iterations=iterations, seed=seed)
+    return kmeans(means, memories, iterations=iterations, seed=seed, device=device, card=card)
 
 
 def ema_bank(
@@ -47,6 +57,8 @@ def ema_bank(
     beta: float,
     iterations: int,
     seed: int,
+    device: torch.device = torch.device("cpu"),
+    card: CardSpec = CardSpec(),
     on_image: OnStep = nothing,
 ) -> NDArray[np.float32]:
     """The paper's Algorithm 1: C_i = (1 - beta) C_{i-1} + beta C_i^NN, without replacement.
@@ -60,6 +72,8 @@ def ema_bank(
         memories: M.
         beta: weight of an image.
         iterations, seed: of the k-means behind C_0.
+        device: where k-means and the distances are computed; the patches are taken in turn on the host.
+        card: what may be taken of a card.
         on_image: called after each image.
 
     Returns:
@@ -72,18 +86,21 @@ def ema_bank(
     for _, _, patches in stream():
         if bank is None:
             _check_fits(memories, len(patches), "ema")
-            bank = kmeans(patches, memories, iterations=iterations, seed=seed)
-        bank = ((1 - beta) * bank + beta * patches[_take_in_turn(bank, patches)]).astype(np.float32)
+            bank = kmeans(patches, memories, iterations=iterations, seed=seed, device=device, card=card)
+        taken = _take_in_turn(bank, patches, device)
+        bank = ((1 - beta) * bank + beta * patches[taken]).astype(np.float32)
         on_image()
     if bank is None:
         raise no_patches()
     return bank
 
 
-def _take_in_turn(bank: NDArray[np.float32], patches: NDArray[np.float32]) -> NDArray[np.int64]:
+def _take_in_turn(
+    bank: NDArray[np.float32], patches: NDArray[np.float32], device: torch.device
+) -> NDArray[np.int64]:
     """For each memory in turn its nearest patch not yet taken: (M,) int64, all different."""
     # ||c||^2 is the same along a row and does not change which patch is nearest.
-    sq_distances = (patches * patches).sum(axis=1) - 2 * (bank @ patches.T)  # (M, h*w)
+    sq_distances = (patches * patches).sum(axis=1) - 2 * product_on(device, bank, patches.T)  # (M, h*w)
     taken = np.empty(len(bank), dtype=np.int64)
     for memory, row in enumerate(sq_distances):
         taken[memory] = row.argmin()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cfa_index.bank import PatchSources, nearest_rows
+from cfa_index.bank import NearestRow, PatchSources
 from cfa_index.compress.stream import OnStep, PatchStream, no_patches, nothing
+from cfa_index.specs import CardSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +61,20 @@ def sample_patches(
     return PatchSample(features=features[:count], rows=rows[:count], cells=cells[:count])
 
 
-def nearest_sources(vectors: NDArray[np.float32], sample: PatchSample, *, block: int = 8192) -> PatchSources:
-    """For each memory (M, D') its nearest patch of the sample, searched `block` patches at a time."""
+def nearest_sources(
+    vectors: NDArray[np.float32],
+    sample: PatchSample,
+    *,
+    block: int = 8192,
+    device: torch.device = torch.device("cpu"),
+    card: CardSpec = CardSpec(),
+) -> PatchSources:
+    """For each memory (M, D') its nearest patch of the sample, searched `block` patches at a time on a device."""
     best = np.full(len(vectors), np.inf, dtype=np.float32)
     nearest = np.zeros(len(vectors), np.int64)
     for start in range(0, len(sample.features), block):
-        sq_distances, ids = nearest_rows(vectors, sample.features[start : start + block])
-        closer = sq_distances[:, 0] < best
-        best[closer] = sq_distances[closer, 0]
-        nearest[closer] = start + ids[closer, 0]
+        sq_distances, ids = NearestRow(sample.features[start : start + block], device, card)(vectors)
+        closer = sq_distances < best
+        best[closer] = sq_distances[closer]
+        nearest[closer] = start + ids[closer]
     return PatchSources(rows=sample.rows[nearest], cells=sample.cells[nearest])

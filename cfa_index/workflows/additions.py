@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from cfa_index.bank import PatchSources
 from cfa_index.bundle import MemorySource, ModelBundle
+from cfa_index.card_memory import card_memory
 from cfa_index.compress import full_bank, greedy_k_centre, random_bank, worst_covered
 from cfa_index.errors import DatasetError
 from cfa_index.events import Listener, Notice, ignore, stage
@@ -148,11 +148,14 @@ def new_memories(
         listener: told of progress.
     """
     spec = bundle.manifest.spec
-    phi_0 = copy.deepcopy(bundle.initial_descriptor).cpu()
-    stream = patch_stream(store, rows, phi_0)
+    device = bundle.bank.device
+    stream = patch_stream(store, rows, bundle.initial_descriptor)
     total = sum(len(inspected_cells(store, row)) for row in rows)
     count = min(total, max(1, round(share * len(rows))))
-    with stage(listener, "new memories", len(rows), spec.features.view_unit) as advance:
+    with (
+        card_memory(device, "choosing new memories", lower="give fewer images at a time"),
+        stage(listener, "new memories", len(rows), spec.features.view_unit) as advance,
+    ):
         if spec.bank.method == "full":
             taken = full_bank(stream, total=total, on_image=lambda: advance(1))
         elif spec.bank.method == "random":
@@ -162,6 +165,8 @@ def new_memories(
                 stream,
                 bundle.bank.vectors,
                 limit=min(total, _POOL_PER_PICK * count),
+                device=device,
+                card=bundle.bank.card,
                 on_image=lambda: advance(1),
             )
             picks = greedy_k_centre(
@@ -169,6 +174,7 @@ def new_memories(
                 count,
                 seed=spec.seed,
                 covered=torch.from_numpy(sq_distances),
+                device=device,
             )
             taken = type(taken)(
                 features=taken.features[picks], rows=taken.rows[picks], cells=taken.cells[picks]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cfa_index.bank import PatchSources
+from cfa_index.card_memory import card_memory
 from cfa_index.compress import (
     PatchSample,
     PatchStream,
@@ -24,23 +25,37 @@ from cfa_index.compress import (
 )
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
-from cfa_index.specs import BankSpec
+from cfa_index.footprint import SMALLER_BANK
+from cfa_index.specs import BankSpec, CardSpec
 from cfa_index.store import PatchStore
-from cfa_index.workflows.extract import READ_IMAGES, inspected_cells, iterate_pyramids
+from cfa_index.transfers import Downloads, Pending, Uploads
+from cfa_index.workflows.extract import READ_IMAGES, inspected_cells
 
 _POINTS_PER_MEMORY = 8
 """Fewest patches a memory that k-means sees, where there are as many: with one each it would only copy."""
 
 
 def patch_stream(store: PatchStore, rows: Sequence[int], phi: PatchDescriptor) -> PatchStream:
-    """The adapted patches of some views, one at a time, read in small batches; see `compress`."""
+    """The adapted patches of some views, one at a time, read in small batches; see `compress`.
+
+    They are computed where phi is, and come to the host: a card has the next batch to work on meanwhile.
+    """
     folded = phi.folded()
+    device = folded.bias.device
 
     def stream() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
-        for part, levels in iterate_pyramids(store, rows, READ_IMAGES):
-            with torch.inference_mode():
-                patches = folded(levels).numpy()
-            for row, grid in zip(part, patches, strict=True):
+        uploads, downloads = Uploads(device), Downloads(device)
+
+        def adapted() -> Iterator[tuple[Sequence[int], Pending]]:
+            for start in range(0, len(rows), READ_IMAGES):
+                part = rows[start : start + READ_IMAGES]
+                levels = store.read(part, uploads.staging)
+                with torch.inference_mode():
+                    pending = downloads.start([folded(uploads(levels))])
+                yield part, pending
+
+        for part, pending in downloads.behind(adapted()):
+            for row, grid in zip(part, pending.result()[0].numpy(), strict=True):
                 cells = inspected_cells(store, row)
                 yield row, cells, grid if len(cells) == len(grid) else grid[cells]
 
@@ -54,9 +69,10 @@ def compress_store(
     spec: BankSpec,
     *,
     seed: int,
+    card: CardSpec = CardSpec(),
     listener: Listener = ignore,
 ) -> tuple[NDArray[np.float32], PatchSources]:
-    """The bank of some images under phi: vectors (M, D') and where each came from.
+    """The bank of some images under phi, made where phi is: vectors (M, D') and where each came from.
 
     The memories of `coreset`, `random` and `full`, and half of those of `hybrid`, are patches, whose places
     are known; for means of patches the nearest patch of a sample is found.
@@ -64,13 +80,28 @@ def compress_store(
     Raises:
         BankError: more memories are asked for than there are patches, or the patches of a coreset do
             not fit into memory.
+        DeviceError, CardMemoryError: FAISS does not see the card, or it has no room.
     """
+    with card_memory(phi.bias.device, "making the bank", lower=SMALLER_BANK):
+        return _compress(store, rows, phi, spec, seed, card, listener)
+
+
+def _compress(
+    store: PatchStore,
+    rows: Sequence[int],
+    phi: PatchDescriptor,
+    spec: BankSpec,
+    seed: int,
+    card: CardSpec,
+    listener: Listener,
+) -> tuple[NDArray[np.float32], PatchSources]:
+    device = phi.bias.device
     height, width = store.header.grids[0]
     total = sum(len(inspected_cells(store, row)) for row in rows)
     memories = spec.memories(height * width, total)
     stream = patch_stream(store, rows, phi)
     if spec.method in ("coreset", "random", "full"):
-        bank = _choose(stream, memories, len(rows), total, spec, seed, listener)
+        bank = _choose(stream, memories, len(rows), total, spec, seed, device, listener)
         return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
     with stage(listener, "sample", len(rows), store.header.features.view_unit) as advance:
         sample = sample_patches(
@@ -90,11 +121,13 @@ def compress_store(
             coverage=spec.coverage,
             iterations=spec.iterations,
             seed=seed,
+            device=device,
+            card=card,
             listener=listener,
         )
         return bank.features, PatchSources(rows=bank.rows, cells=bank.cells)
-    vectors = _average(stream, sample, memories, len(rows), spec, seed, listener)
-    return vectors, nearest_sources(vectors, sample)
+    vectors = _average(stream, sample, memories, len(rows), spec, seed, device, card, listener)
+    return vectors, nearest_sources(vectors, sample, device=device, card=card)
 
 
 def _choose(
@@ -104,6 +137,7 @@ def _choose(
     total: int,
     spec: BankSpec,
     seed: int,
+    device: torch.device,
     listener: Listener,
 ) -> PatchSample:
     """Memories that are patches themselves."""
@@ -115,6 +149,7 @@ def _choose(
             total=total,
             eps=spec.coreset_eps,
             seed=seed,
+            device=device,
             listener=listener,
         )
     with stage(listener, "bank", images, "images") as advance:
@@ -130,6 +165,8 @@ def _average(
     images: int,
     spec: BankSpec,
     seed: int,
+    device: torch.device,
+    card: CardSpec,
     listener: Listener,
 ) -> NDArray[np.float32]:
     """Memories that are means of patches."""
@@ -141,6 +178,8 @@ def _average(
                 iterations=spec.iterations,
                 seed=seed,
                 on_iteration=lambda error: advance(1, sq_distance=error),
+                device=device,
+                card=card,
             )
     with stage(listener, "bank", images, "images") as advance:
         if spec.method == "ema":
@@ -150,6 +189,16 @@ def _average(
                 beta=spec.beta,
                 iterations=spec.iterations,
                 seed=seed,
+                device=device,
+                card=card,
                 on_image=lambda: advance(1),
             )
-        return mean_bank(stream, memories, iterations=spec.iterations, seed=seed, on_image=lambda: advance(1))
+        return mean_bank(
+            stream,
+            memories,
+            iterations=spec.iterations,
+            seed=seed,
+            device=device,
+            card=card,
+            on_image=lambda: advance(1),
+        )

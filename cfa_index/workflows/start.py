@@ -80,19 +80,21 @@ def make_start(
         store, rows: the views of these images.
         spec: all settings.
         moments: of these images' patches, where phi_0 `needs_moments`.
-        device: of the bank.
+        device: of the bank, and where it is made.
         card: what it may take of a card.
         listener: told of progress.
 
     Raises:
         BankError, SpecError: see `compress_store`.
     """
-    phi_0 = initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed)
-    vectors, sources = compress_store(store, rows, phi_0, spec.bank, seed=spec.seed, listener=listener)
+    phi_0 = initial_descriptor(spec.descriptor, store.header.channels, moments, seed=spec.seed).to(device)
+    vectors, sources = compress_store(
+        store, rows, phi_0, spec.bank, seed=spec.seed, card=card, listener=listener
+    )
     spec.check_memories(len(vectors))  # a letterbox's padding was counted before
     bank = MemoryBank(vectors, device, card=card)
     owners = image_rows(store, sources.rows)
-    return Start(spec=spec, phi_0=phi_0.to(device), bank=bank, owners=owners, sources=sources)
+    return Start(spec=spec, phi_0=phi_0, bank=bank, owners=owners, sources=sources)
 
 
 def start_of(bundle: ModelBundle, store: PatchStore, spec: ModelSpec) -> Start:

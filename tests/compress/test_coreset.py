@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import reference
+import torch
 from hypothesis import given, strategies as st
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from streams import random_images, stream_of
@@ -37,6 +38,24 @@ def test_a_projection_keeps_distances_as_far_as_johnson_and_lindenstrauss_say() 
     assert (0.1 * before < after).all()
     assert (after < 1.9 * before).all()
     assert after.mean() == pytest.approx(before.mean(), rel=0.1)
+
+
+def test_every_device_projects_as_the_cpu(device: torch.device) -> None:
+    data = random_images(3, cells=10, width=400, seed=4)
+    expected, found = (
+        project_patches(
+            stream_of(data),
+            total=30,
+            eps=0.9,
+            seed=0,
+            held_bytes=1 << 20,
+            device=where,
+            on_image=lambda: None,
+        )
+        for where in (torch.device("cpu"), device)
+    )
+    assert found.device.type == "cpu"  # where they all fit
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
 @given(st.integers(1, 10**8), st.floats(0.05, 0.95))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from fake_card import fake_card
 from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
@@ -69,3 +70,33 @@ def test_the_first_pick_is_the_seed_s() -> None:
 def test_more_picks_than_points_are_refused() -> None:
     with pytest.raises(BankError, match="at most 4 memories, one a patch, got 5"):
         greedy_k_centre(torch.zeros(4, 2), 5, seed=0)
+
+
+@pytest.mark.parametrize(("half", "covered"), [(False, False), (False, True), (True, False)])
+def test_every_device_picks_the_same(device: torch.device, half: bool, covered: bool) -> None:
+    points = torch.from_numpy(points_of(400, 5, seed=3))
+    points = points.half() if half else points
+    distances = torch.from_numpy(points_of(400, 1, seed=4)[:, 0]).square() if covered else None
+    expected = greedy_k_centre(points, 100, seed=1, covered=distances, pool=64)
+    got = greedy_k_centre(points, 100, seed=1, covered=distances, pool=64, device=device)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_card_is_looked_at_once_for_many_picks() -> None:
+    points = torch.from_numpy(points_of(600, 4, seed=5))
+    passes: list[int] = []
+    with fake_card() as card:
+        greedy_k_centre(points, 300, seed=0, pool=200, device=torch.device("meta", 0), on_picks=passes.append)
+        # Of every pass the bound and a look for each 32 picks; and in the end the picks.
+        looks = sum(1 + -(-min(new + 31, 300) // 32) for new in passes[1:])
+        assert len(card.to_host) + card.waits.total() <= 1 + looks < 100
+        assert card.to_card == [(600, 4)]
+
+
+def test_what_a_card_has_no_room_for_is_picked_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfa_index.compress.k_centre.has_room", lambda *_: False)
+    points = torch.from_numpy(points_of(50, 4, seed=5))
+    with fake_card() as card:
+        got = greedy_k_centre(points, 9, seed=0, device=torch.device("meta", 0))
+        assert not card.to_card
+    np.testing.assert_array_equal(got, greedy_k_centre(points, 9, seed=0))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from fake_card import fake_card
 from numpy.typing import NDArray
 
 from cfa_index.descriptor import PatchDescriptor, initial_descriptor
-from cfa_index.errors import BankError, SpecError
+from cfa_index.errors import BankError, CardMemoryError, SpecError
 from cfa_index.events import Event, StageAdvanced, StageEnded, StageStarted
 from cfa_index.specs import BankSpec, Compression, DescriptorSpec, FeatureSpec, Geometry
 from cfa_index.store import PatchStore, StoredImage, StoreHeader, StoreWriter
@@ -90,6 +92,38 @@ def test_a_seed_repeats_a_bank(store: PatchStore, method: Compression) -> None:
     np.testing.assert_array_equal(first_sources.cells, again_sources.cells)
     other, _ = compress_store(store, ROWS, PHI, spec, seed=2)
     assert np.array_equal(first, other) == (method == "full")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_device_makes_the_bank_of_the_cpu(
+    store: PatchStore, device: torch.device, method: Compression
+) -> None:
+    spec = BankSpec(method=method, size=9, iterations=3, coverage=0.4)
+    vectors, sources = compress_store(store, ROWS, PHI, spec, seed=1)
+    found, places = compress_store(store, ROWS, copy.deepcopy(PHI).to(device), spec, seed=1)
+    np.testing.assert_allclose(found, vectors, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(places.rows, sources.rows)
+    np.testing.assert_array_equal(places.cells, sources.cells)
+
+
+def test_what_crosses_to_the_host_of_a_hybrid_is_counted(store: PatchStore) -> None:
+    spec = BankSpec(method="hybrid", size=9, iterations=3, coverage=0.4)
+    with fake_card() as card:
+        compress_store(store, ROWS, copy.deepcopy(PHI).to("meta:0"), spec, seed=1)
+        batches, images = 1, len(ROWS)
+        k_means, sources, picks = 3 + 1, 2, 1 + 1  # a look a step; distances and rows; a look and the rows
+        assert len(card.to_host) == 2 * batches + k_means + sources + 2 * images + picks
+        assert not card.waits
+
+
+def test_a_card_that_runs_out_is_one_line(store: PatchStore) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with fake_card(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cfa_index.bank.faiss_gpu.brute_force", no_room)
+        with pytest.raises(CardMemoryError, match=r"making the bank on meta:0, .* smaller --bank-size"):
+            compress_store(store, ROWS, copy.deepcopy(PHI).to("meta:0"), BankSpec(size=9), seed=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
