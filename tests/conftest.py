@@ -40,7 +40,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where a test's body runs: the CPU, a card that is not there, and a true one wherever there is one.
 
     A body moves what it gives to `device` and what it reads to the CPU; on the fake card everything between is
-    refused that would make the host wait for a card, see tests/fake_card.py.
+    refused that would fail on a card, see tests/fake_card.py.
     """
     if request.param == "fake card":
         with fake_card():

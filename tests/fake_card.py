@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 import cfa_index.bundle  # and whatever else names a device by itself
 from cfa_index.bank import cuvs, faiss_gpu
 from cfa_index.bank.card import _holder
+from cfa_index.transfers import Uploads
 
 aten = torch.ops.aten
 
@@ -39,7 +40,14 @@ _WAITS = {
     aten.equal.default,
     aten.unique_dim.default,
     aten._unique2.default,
+    aten.unique_consecutive.default,
     aten.repeat_interleave.Tensor,
+    aten.bincount.default,
+    aten.histc.default,
+    aten.allclose.default,
+    aten._linalg_check_errors.default,
+    aten._linalg_svd.default,
+    aten._linalg_eigh.default,
 }
 """Operations that give a number or a shape that depends on values: on a card the host waits for them."""
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
@@ -102,10 +110,14 @@ class FakeCard(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.allowed = True
+        self.uploading = False
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Refuse every copy to the host in the body."""
+        """Refuse in the body what would make the host wait: every copy to it, and every one to the card but `Uploads`'.
+
+        A copy from memory that is not pinned, or without `non_blocking`, waits until the card's queue has come to it.
+        """
         before, self.allowed = self.allowed, False
         try:
             yield
@@ -146,9 +158,13 @@ class FakeCard(TorchDispatchMode):
         if wanted is not None and not to_meta:
             raise Crossing(f"{func} makes a tensor on the host from one on the card")
         for one in flat:
+            if isinstance(one, torch.Generator) and one.device != device:
+                raise Crossing(f"{func} draws on {device} from a generator on {one.device}")
             if isinstance(one, CardTensor) and one.device != device:
                 raise Crossing(f"{func} mixes {one.device} and {device}")
             if isinstance(one, Tensor) and not isinstance(one, CardTensor):
+                if one.is_meta:
+                    raise Crossing(f"{func} of a number that torch.tensor copied to the card and waited for")
                 index = func in _INDEXING and one is not args[0]
                 if index:
                     raise Crossing(f"{func} copies an index to the card and waits for it")
@@ -169,7 +185,7 @@ class FakeCard(TorchDispatchMode):
                 self._crossed(source)
                 return func(target, source.held, *args[2:], **given)
             if not isinstance(source, CardTensor):
-                self.to_card.append(tuple(source.shape))
+                self._sent(source)
             func(target.held, _held(source), *args[2:], **given)
             return target
         device = wanted or source.device
@@ -179,7 +195,7 @@ class FakeCard(TorchDispatchMode):
             raise Crossing("pinned memory on the card")
         if device.type == "meta":
             if not isinstance(source, CardTensor):
-                self.to_card.append(tuple(source.shape))
+                self._sent(source)
             return CardTensor(func(_held(source), **given), device)
         self._crossed(source)
         return func(source.held, **given)
@@ -188,6 +204,11 @@ class FakeCard(TorchDispatchMode):
         if not self.allowed:
             raise Crossing(f"{what} makes the host wait for the card")
         self.waits[what] += 1
+
+    def _sent(self, source: Tensor) -> None:
+        if not self.allowed and not self.uploading:
+            raise Crossing(f"a copy of {tuple(source.shape)} to the card that waits for it")
+        self.to_card.append(tuple(source.shape))
 
     def _crossed(self, source: Tensor) -> None:
         if not self.allowed:
@@ -387,6 +408,15 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
         )
 
     card = FakeCard(faiss=FakeFaiss(cards))
+    upload = Uploads.__call__
+
+    def uploaded(uploads: Uploads, tensors: Sequence[Tensor]) -> list[Tensor]:
+        before, card.uploading = card.uploading, True
+        try:
+            return upload(uploads, tensors)
+        finally:
+            card.uploading = before
+
     _holder.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         for name in (
@@ -401,6 +431,7 @@ def fake_card(cards: int = 2) -> Iterator[FakeCard]:
             patch.setattr(faiss_gpu, name, getattr(card.faiss, name))
         for name in ("has_cuvs", "require_cuvs", "build_lists", "join_graph", "walk"):
             patch.setattr(cuvs, name, getattr(card.cuvs, name))
+        patch.setattr(Uploads, "__call__", uploaded)
         # The package keeps what it once gave: so it has the true one to go back to.
         assert cfa_index.resolve_device("cpu").type == "cpu"
         for module in [one for name, one in sys.modules.items() if name.partition(".")[0] == "cfa_index"]:

@@ -55,6 +55,16 @@ def test_a_card_that_is_not_there_is_one_line(command: str, place: Workplace, tm
     assert tree(place.root) == before
 
 
+@pytest.mark.parametrize("command", ["build", "study"])
+@pytest.mark.parametrize("wrong", [("--device", MISSING), ("--card-memory", "1GB and more")])
+def test_what_is_wrong_with_a_card_is_said_before_weights_are_looked_for(
+    command: str, wrong: tuple[str, str], place: Workplace, tmp_path: Path
+) -> None:
+    outcome = cfa(*arguments(command, place, tmp_path), *wrong, "--weights", tmp_path / "missing.safetensors")
+    assert outcome.code == (2 if wrong[0] == "--card-memory" else 1)
+    assert "missing.safetensors" not in outcome.err
+
+
 def test_the_demo_lays_nothing_out_for_a_card_that_is_not_there(tmp_path: Path) -> None:
     assert "a CUDA device" in cfa("demo", "-o", tmp_path / "demo", "--device", MISSING).error_line
     assert not (tmp_path / "demo").exists()

@@ -166,8 +166,9 @@ def test_a_walk_that_ends_early_leaves_no_query_short(card: FakeCard, fake: Fake
     assert bank.index is not None
     bank.index.tuned({"efSearch": 64}, K)
     fake.short = short
+    queries = torch.from_numpy(xq).to(CARD)
     with card.refusing():
-        found = bank.search(torch.from_numpy(xq).to(CARD), K, exact=True)
+        found = bank.search(queries, K, exact=True)
     ids = found.ids.cpu()
     assert all(len(set(row)) == K for row in ids.tolist())
     assert found.sq_distances.cpu().isfinite().all()
@@ -179,8 +180,9 @@ def test_a_query_that_is_not_finite_is_told_by_its_distances(card: FakeCard, fak
     bank = tuned(clustered(COUNT, 24, seed=1), CARD)
     xq = clustered(4, 24, seed=3)
     xq[2, 5] = np.nan
+    queries = torch.from_numpy(xq).to(CARD)
     with card.refusing():
-        found = bank.search(torch.from_numpy(xq).to(CARD), K, exact=True)
+        found = bank.search(queries, K, exact=True)
     assert found.sq_distances.cpu().isfinite().all(dim=1).tolist() == [True, True, False, True]
     assert len(bank.search(torch.zeros(0, 24).to(CARD), K).ids) == 0
 
@@ -201,8 +203,9 @@ def test_more_than_a_walk_keeps_is_found_exactly(card: FakeCard, fake: FakeCuvs)
     xb, xq = clustered(COUNT, 30, seed=1), clustered(2, 30, seed=3)
     bank = tuned(xb, CARD)
     walks = len(fake.widths)
+    queries = torch.from_numpy(xq).to(CARD)
     with card.refusing():
-        found = bank.search(torch.from_numpy(xq).to(CARD), COUNT)
+        found = bank.search(queries, COUNT)
     assert len(fake.widths) == walks
     assert [sorted(row) for row in found.ids.cpu().tolist()] == [list(range(COUNT))] * 2
 

@@ -128,8 +128,9 @@ def test_a_query_that_is_not_finite_has_no_finite_distance(
     queries[7, 2] = bad
     bank = MemoryBank(XB, CARD, index)
     for exact in (False, True):
+        there = queries.to(CARD)
         with card.refusing():
-            found = bank.search(queries.to(CARD), 2, exact=exact)
+            found = bank.search(there, 2, exact=exact)
         finite = held(found.sq_distances).isfinite().all(dim=1)
         assert finite.tolist() == [row != 7 for row in range(50)]
         assert 0 <= int(held(found.ids).min()) <= int(held(found.ids).max()) < COUNT

@@ -203,7 +203,7 @@ def build_command(
         raise typer.BadParameter(f"give {' or '.join(sized_by)}, not both")
     if method is o.MethodName.FULL and sized_by:
         raise typer.BadParameter(f"--method full keeps every patch: leave out {sized_by[0]}")
-    from cfa_index import RayCluster, backbone_entry, preset as named, set_threads
+    from cfa_index import RayCluster, backbone_entry, preset as named, resolve_device, set_threads
     from cfa_index_cli.console import session, write_document
     from cfa_index_cli.failures import each_category
     from cfa_index_cli.indexes import show_trials
@@ -245,7 +245,11 @@ def build_command(
     if threads is not None:
         set_threads(threads)
     names = _names(category, normals, data_root)
+    card = c.card_settings(card_memory, card_storage)
+    is_elsewhere = engine is e.EngineName.RAY and len(names) > 1
     with session(events) as out:
+        if not is_elsewhere:
+            resolve_device(device)  # before weights are downloaded for nothing
         network = m.network_of(spec, weights)
         o.warn_random(network.origin, out.say)
 
@@ -257,7 +261,7 @@ def build_command(
             models_dir=models_dir,
             features_dir=features_dir,
             device=device,
-            card=c.card_settings(card_memory, card_storage),
+            card=card,
             threads=threads,
             embed_weights=embed_weights,
         )
@@ -272,7 +276,7 @@ def build_command(
             show(name, report)
             return report
 
-        if engine is e.EngineName.RAY and len(names) > 1:
+        if is_elsewhere:
             cluster = RayCluster(
                 address=ray_address, cpus_per_actor=threads or 1, gpus_per_actor=gpus_per_actor
             )

@@ -165,14 +165,16 @@ def study_command(
         set_threads(threads)
     found = open_category(data_root, category)
     folder = output or Path("studies") / category
+    card = c.card_settings(card_memory, card_storage)
     with session(events) as out:
+        target = resolve_device(device)  # before weights are downloaded for nothing
         network = m.network_of(spec, weights)
         o.warn_random(network.origin, out.say)
         run: dict[str, Any] = {
             "backbone": network,
             "features_dir": features_dir,
-            "device": resolve_device(device),
-            "card": c.card_settings(card_memory, card_storage),
+            "device": target,
+            "card": card,
             "threads": threads or 2,
             "listener": out.listener,
         }
