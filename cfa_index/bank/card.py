@@ -7,11 +7,12 @@ each is ordered with torch's current stream.
 from __future__ import annotations
 
 import threading
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +64,20 @@ class Card:
                     yield
             else:
                 yield
+
+    def keep(self, index: Any, owner: object) -> list[Any]:
+        """FAISS's index in a list of one, which is emptied in a turn when its owner goes.
+
+        What an index has of the card it gives back through the resources, which have no lock of their own. So a thread
+        that drops a bank, or collects garbage, must not do so while another searches.
+        """
+        held = [index]
+        weakref.finalize(owner, self._release, held).atexit = False
+        return held
+
+    def _release(self, held: list[Any]) -> None:
+        with self.turn():
+            held.clear()
 
     def give(self, temporary_bytes: int) -> None:
         """See to it that FAISS has so much scratch memory; it never gets less."""
@@ -191,13 +206,13 @@ class CardHalf:
         self._shape = vectors.shape
         self._card = card
         with card.turn():
-            self._index = faiss_gpu.half_flat(card.resources, vectors)
+            self._held = card.keep(faiss_gpu.half_flat(card.resources, vectors), self)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `CardSearch`; the distances are those of rounded memories."""
         require_selectable(k)
         room = flat_queries(self._card.temporary_bytes, *self._shape, k, half_floats=True)
-        return in_parts(queries, k, room, self._card, lambda part: faiss_gpu.search(self._index, part, k))
+        return in_parts(queries, k, room, self._card, lambda part: faiss_gpu.search(self._held[0], part, k))
 
     def candidates(self, queries: Tensor, count: int) -> Tensor:
         """(n, count) rows of about the nearest memories, as `HalfProducts` gives them on the CPU."""

@@ -64,7 +64,7 @@ class CardInverted:
 
     def __init__(self, index: Any, card: Card, list_sizes: NDArray[np.int64]) -> None:
         self.nprobe = 1
-        self._index = index
+        self._held = card.keep(index, self)
         self._card = card
         self._in_the_smallest = np.cumsum(np.sort(list_sizes))
 
@@ -76,8 +76,9 @@ class CardInverted:
         require_selectable(nprobe, "cells")
 
         def found(part: Tensor) -> tuple[Tensor, Tensor]:
-            self._index.nprobe = nprobe
-            return faiss_gpu.search(self._index, part, k)
+            [moved] = self._held
+            moved.nprobe = nprobe
+            return faiss_gpu.search(moved, part, k)
 
         cells = len(self._in_the_smallest)
         room = inverted_queries(self._card.temporary_bytes, cells, queries.shape[1], k, nprobe)

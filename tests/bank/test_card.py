@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,15 @@ from cfa_index.bank import (
     SearchIndex,
     Truth,
     build_faiss,
+    faiss_gpu,
     gpu_count,
     make_index,
     read_faiss,
     tune,
 )
 from cfa_index.bank.builder import BuiltIndex
-from cfa_index.bank.card import CardFlat, card_of
+from cfa_index.bank.card import CardFlat, CardHalf, card_of
+from cfa_index.bank.card_index import CardInverted
 from cfa_index.bank.index import tunable
 from cfa_index.errors import BankError, DeviceError
 from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
@@ -140,8 +143,9 @@ def test_a_row_that_does_not_exist_is_never_gathered(card: FakeCard) -> None:
     """Whatever FAISS gave: on a card that would end everything."""
     flat = CardFlat(torch.from_numpy(XB).to(CARD), card_of(CARD, CardSpec()))
     ids = torch.tensor([[-1, 0, COUNT - 1, COUNT, 1 << 40]]).to(CARD)
+    queries = torch.zeros(1, D).to(CARD)
     with card.refusing():
-        rows = flat.completed(torch.zeros(1, D).to(CARD), ids)
+        rows = flat.completed(queries, ids)
     assert held(rows).tolist() == [[0, 0, COUNT - 1, COUNT - 1, COUNT - 1]]
 
 
@@ -226,6 +230,30 @@ def test_two_threads_take_turns(card: FakeCard) -> None:
             answers = list(pool.map(ask, range(12)))
     assert most == 1
     assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("factory", [None, "IVF8,Flat"])
+def test_an_index_that_is_dropped_waits_for_its_turn(factory: str | None) -> None:
+    """FAISS would change its list of what it has of the card under a search of another thread."""
+    card = card_of(CARD, CardSpec())
+    owners: list[CardHalf | CardInverted] = []
+    if factory is None:
+        owners.append(CardHalf(torch.from_numpy(XB).to(CARD), card))
+    else:
+        built = build_faiss(XB, factory, seed=0)
+        moved = faiss_gpu.to_card(card.resources, card.number, built.index)
+        owners.append(CardInverted(moved, card, np.array([COUNT])))
+        del moved
+    gone = weakref.ref(owners[0]._held[0])
+    with ThreadPoolExecutor(1) as pool:
+        with card.turn():
+            dropped = pool.submit(owners.clear)
+            time.sleep(0.05)
+            assert not dropped.done()
+            assert gone() is not None
+        dropped.result(timeout=10)
+    assert gone() is None
 
 
 def test_what_faiss_cannot_select_is_an_error_and_no_end_of_the_process(card: FakeCard) -> None:

@@ -28,7 +28,7 @@ from cfa_index.bank import faiss_gpu
 BANK = Path(cfa_index.__file__).parent / "bank"
 OBJECTS = {
     "faiss_gpu.py:resources": "StandardGpuResources",
-    "card_index.py:_index": "GpuIndexIVFFlat",
+    "card_index.py:moved": "GpuIndexIVFFlat",
 }
 """What holds an object of FAISS's where it is not assigned one."""
 USES = uses_of(BANK, OBJECTS)
