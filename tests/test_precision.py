@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,22 @@ def test_a_card_convolves_in_float32_whatever_the_program_says(cudnn: Any, of_th
     backbone.pyramid(pixels())
     assert seen == [("ieee", False)]
     assert (cudnn.conv.fp32_precision, cudnn.benchmark) == (of_the_program, True)
+
+
+def test_an_older_torch_convolves_so_too(cudnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.9 there is one switch, in `flags`, which would also put back what a program chose besides."""
+    given: list[dict[str, bool]] = []
+
+    @contextmanager
+    def flags(**switches: bool) -> Iterator[None]:
+        given.append(switches)
+        yield
+
+    monkeypatch.delattr(type(cudnn), "conv")
+    monkeypatch.setattr(cudnn, "flags", flags)
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    network().pyramid(pixels())
+    assert given == [{"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}]
 
 
 class Replayed(torch.nn.Module):

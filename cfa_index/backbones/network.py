@@ -307,11 +307,14 @@ def _float32_convolutions(*, try_algorithms: bool) -> Iterator[None]:
             ("Reproducibility": benchmark).
     """
     cudnn = torch.backends.cudnn
-    convolutions = getattr(
-        cudnn, "conv", None
-    )  # from PyTorch 2.9 on: `flags` fails once a program has used it
-    if convolutions is None:
-        with cudnn.flags(enabled=True, benchmark=try_algorithms, allow_tf32=False):
+    convolutions = getattr(cudnn, "conv", None)
+    if convolutions is None:  # before PyTorch 2.9; after it `flags` fails once a program has used this
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=try_algorithms,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
             yield
         return
     before = cudnn.benchmark, convolutions.fp32_precision

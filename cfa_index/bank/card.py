@@ -22,7 +22,7 @@ from cfa_index.errors import BankError, DeviceError
 from cfa_index.footprint import LESS_TEMPORARY, Footprint, granted_bytes, half_footprint, search_buffers
 from cfa_index.specs import CardSpec
 
-_MOST_SELECTED = 2048
+MOST_SELECTED = 2048
 """Neighbours, and cells that are probed, that FAISS can select on a card (its getMaxKSelection)."""
 _MOST_AT_ONCE = 1 << 20
 """Queries of a call of FAISS."""
@@ -70,7 +70,11 @@ class Card:
             if temporary_bytes > self.temporary_bytes:
                 more = temporary_bytes - self.temporary_bytes
                 make_room(Footprint.of(LESS_TEMPORARY, temporary_memory=more), self.device)
-                self.resources.setTempMemory(temporary_bytes)
+                try:
+                    self.resources.setTempMemory(temporary_bytes)
+                except RuntimeError:  # it has given back what it had, and the next search would crash
+                    self.resources.setTempMemory(self.temporary_bytes)
+                    raise
                 self.temporary_bytes = temporary_bytes
 
 
@@ -85,19 +89,22 @@ _MAKING = threading.Lock()
 
 
 def card_of(device: torch.device, spec: CardSpec) -> Card:
-    """The card behind a device, with at least the scratch memory of a spec, or what FAISS grants.
+    """The card behind a device, the first where it has no number, with a spec's scratch memory or what FAISS grants.
 
     Raises:
         DeviceError: FAISS sees no such card.
     """
-    cards = faiss_gpu.gpu_count()
-    if (device.index or 0) >= cards:
+    cards, number = faiss_gpu.gpu_count(), device.index or 0
+    if number >= cards:
         raise DeviceError(
-            expected=f"a FAISS that sees CUDA device {device.index or 0}",
+            expected=f"a FAISS that sees CUDA device {number}",
             got=f"one that sees {cards} of them",
             remedy="install faiss-gpu, or use --device cpu",
         )
     faiss_gpu.take_tensors()
+    device = torch.device(
+        device.type, number
+    )  # "cuda" alone would be another card than "cuda:0", with its own memory
     # What FAISS would cut off silently would be missed in the middle of a search.
     memory = memory_of(device)
     asked = spec.temporary_bytes
@@ -152,9 +159,12 @@ class CardFlat:
         return sq_distances.clamp_min_(0).masked_fill_(odd, torch.nan)
 
     def completed(self, queries: Tensor, ids: Tensor) -> Tensor:
-        """Rows that exist: for a query that is not finite FAISS gives -1, or any row."""
+        """Rows that exist: for a query that is not finite FAISS gives -1, or any row.
+
+        torch ends the use of a card, for good, where a row that does not exist is gathered.
+        """
         del queries
-        return ids.clamp_min(0)
+        return ids.clamp(0, len(self._vectors) - 1)
 
 
 class CardHalf:
@@ -240,9 +250,9 @@ def in_parts(
 
 def require_selectable(count: int, things: str = "neighbours") -> None:
     """Raise a BankError where FAISS cannot select so many on a card: it would end the process."""
-    if count > _MOST_SELECTED:
+    if count > MOST_SELECTED:
         raise BankError(
-            expected=f"at most {_MOST_SELECTED} {things}, which is what FAISS selects on a card",
+            expected=f"at most {MOST_SELECTED} {things}, which is what FAISS selects on a card",
             got=str(count),
             remedy="ask for fewer neighbours, or use --device cpu",
         )

@@ -92,15 +92,16 @@ def build_on_card(
     start = 0
     for part in parts:
         if rows is None:
-            sizes = {"vectors": 4 * count * part.shape[1], "graph": 4 * count * degree}
+            width = padded_width(part.shape[1])
+            sizes = {"vectors": 4 * count * width, "graph": 4 * count * degree}
             make_room(Footprint.of(OTHER_INDEX, **sizes), card.device)
-            rows = torch.empty((count, part.shape[1]), dtype=torch.float32, device=card.device)
+            rows = torch.zeros((count, width), dtype=torch.float32, device=card.device)
         given = part if part.flags.writeable else part.copy()  # torch would warn
-        rows[start : start + len(part)].copy_(torch.from_numpy(given))
+        rows[start : start + len(part), : part.shape[1]].copy_(torch.from_numpy(given))
         start += len(part)
     assert rows is not None
     with card.turn():
-        return cuvs.build_lists(aligned(rows), degree)
+        return cuvs.build_lists(rows, degree)
 
 
 def walk_width(k: int, width: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cfa_index.bank import faiss_gpu
 from cfa_index.bank.cagra import neighbor_lists
 from cfa_index.bank.card import (
+    MOST_SELECTED,
     ROUNDING_BYTES,
     Card,
     CardFlat,
@@ -167,6 +168,8 @@ def index_on_card(index: Any, vectors: Tensor, card: Card, storage: Storage) -> 
 def moves_to_card(index: Any) -> bool:
     """Whether FAISS has an inverted file on a card, its centres there, too; else it would raise, or search wrongly."""
     if type(index) not in _INVERTED_FILES or type(faiss.downcast_index(index.quantizer)) not in _FLAT:
+        return False
+    if index.nprobe > MOST_SELECTED:
         return False
     if type(index) is faiss.IndexIVFPQ:
         plain = index.by_residual and not index.polysemous_ht

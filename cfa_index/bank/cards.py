@@ -3,10 +3,10 @@
     replicas   queries 0..n of card 0 --a part each--> cards --Neighbors of the part--> card 0, one behind the other
     shards     queries 0..n of card 0 --all of them--> cards --Neighbors among their rows--> card 0, one sort
 
-Nothing of ours passes through the host (where two cards cannot reach each other, the driver does). torch copies from card to card on the source's current stream, which first
-waits for what is under way on the target's, and the target's waits for the copy (`copy_device_to_device` in
-aten/src/ATen/native/cuda/Copy.cu): so a copy is ordered after what made its source and before what reads it, and no
-event of ours is needed. But a copy *back* makes the first card wait for the search behind it, and would keep
+Nothing of ours passes through the host (where two cards cannot reach each other, the driver does). torch copies from
+card to card on the source's current stream, which first waits for what is under way on the target's, and the target's
+waits for the copy (`copy_device_to_device` in aten/src/ATen/native/cuda/Copy.cu): so a copy is ordered after what made
+its source and before what reads it, and no event of ours is needed. But a copy *back* makes the first card wait for the search behind it, and would keep
 it from giving another card its queries: all queries go out before anything is searched, and all searches are
 under way before an answer is taken. FAISS's own `IndexShards` and `IndexReplicas` merge on the host, a thread a card.
 """

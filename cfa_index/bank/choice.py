@@ -19,8 +19,10 @@ from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import shared_threads
 from cfa_index.bank.tuning import Truth, tune
+from cfa_index.card_memory import card_memory
 from cfa_index.errors import BankError, CardMemoryError
 from cfa_index.events import Listener, Notice, ignore, stage
+from cfa_index.footprint import OTHER_INDEX
 from cfa_index.specs import IndexSpec
 
 
@@ -68,6 +70,7 @@ def make_index(
 
     Raises:
         BankError: FAISS cannot make it; or, for `auto`, nothing keeps within the budgets.
+        CardMemoryError: a card has no room for it, or runs out.
         DeviceError: a card is to build `cagra` without cuVS.
     """
     count, d = vectors.shape
@@ -82,7 +85,8 @@ def make_index(
     index: SearchIndex | None = None  # of all that were tried only the best is held
     for recipe in recipes:
         try:
-            made, state, reached = _made(recipe, truth, spec, build, listener)
+            with card_memory(truth.flat.device, f"the index {recipe.factory}", lower=OTHER_INDEX):
+                made, state, reached = _made(recipe, truth, spec, build, listener)
         except (BankError, CardMemoryError) as error:
             if len(recipes) == 1:
                 raise

@@ -85,7 +85,7 @@ def tensor_on(device: torch.device, vectors: NDArray[np.float32], spec: CardSpec
         CardMemoryError: there is no room for FAISS and for them beside what is on the card.
     """
     if device.type != "cpu":
-        card_of(device, spec)
+        device = card_of(device, spec).device
         make_room(memories_footprint(*vectors.shape), device)
     return torch.from_numpy(vectors).to(device)
 

@@ -26,7 +26,7 @@ from cfa_index.bank.builder import (
     lists_on_disk,
     write_faiss,
 )
-from cfa_index.bank.card import card_of
+from cfa_index.bank.card import MOST_SELECTED, card_of
 from cfa_index.bank.card_index import CardIndex, index_on_card
 from cfa_index.bank.exact import matrix_products
 from cfa_index.bank.named_files import named_files
@@ -282,10 +282,11 @@ def set_parameters(index: Any, parameters: Mapping[str, int]) -> None:
             ) from error
 
 
-def tunable(index: Any) -> dict[str, int]:
+def tunable(index: Any, *, on_card: bool = False) -> dict[str, int]:
     """What can be tuned in an index, and the most that makes sense: `nprobe`, `efSearch`, or nothing."""
     if ivf_of(index) is not None:
-        return {"nprobe": int(ivf_of(index).nlist)}
+        cells = int(ivf_of(index).nlist)
+        return {"nprobe": min(cells, MOST_SELECTED) if on_card else cells}
     if graph_of(index) is not None:
         return {"efSearch": 1024}
     return {}

@@ -77,12 +77,12 @@ class MemoryBank:
                 expected="finite memories", got="a NaN or infinite value", remedy="build the bank again"
             )
         self.vectors = _writable(vectors)
-        self.device = device
         self.card = card
         self.index: SearchIndex | None = None
         self._half: Candidates | None = None
         with card_memory(device, "the bank", lower=SMALLER_BANK):
             self._tensor = tensor_on(device, self.vectors, card)
+            self.device = self._tensor.device
             self._flat = flat_of(self.vectors, self._tensor, card)
             if index is not None:
                 self._take(index)
@@ -106,6 +106,8 @@ class MemoryBank:
         """
         other = copy.copy(self)
         other._take(index)
+        if other._searching is not None:
+            other._half = None
         return other
 
     def as_flat(self) -> MemoryBank:

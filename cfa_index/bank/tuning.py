@@ -138,7 +138,7 @@ def tune(index: SearchIndex, truth: Truth, min_recall: float) -> bool:
     bank = truth.flat.with_index(index)
     nearest = truth.nearest[: len(queries)]
     most = min(max(_LONGEST_SHORTLIST, truth.k), len(truth.vectors))
-    settings = _settings(tunable(index.faiss_index))
+    settings = _settings(tunable(index.faiss_index, on_card=index.device.type != "cpu"))
     enough: list[tuple[float, dict[str, int], int]] = []
     best: tuple[float, dict[str, int], int] = (-1.0, settings[-1], most)
     for setting in settings:

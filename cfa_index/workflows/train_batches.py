@@ -40,7 +40,8 @@ def train_batches(
     def read(rows: Sequence[int]) -> tuple[list[Tensor], Tensor | None]:
         return store.read(rows, uploads.staging), _inspected(store, rows)
 
-    with ThreadPoolExecutor(1) as reader:
+    reader = ThreadPoolExecutor(1)
+    try:
         coming = reader.submit(read, parts[0]) if parts else None
         for number, rows in enumerate(parts):
             assert coming is not None
@@ -50,6 +51,10 @@ def train_batches(
             yield TrainBatch(
                 rows=rows, levels=sent[: len(levels)], inspected=None if inspected is None else sent[-1]
             )
+    finally:
+        # Not waited for: what was left after an error the garbage collector may close in any thread, also in that
+        # of the store, which the reader waits for.
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _inspected(store: PatchStore, rows: Sequence[int]) -> Tensor | None:

@@ -15,8 +15,20 @@ from fake_card import FakeCard, fake_card, held
 from torch import Tensor
 from vectors import clustered
 
-from cfa_index.bank import IndexState, MemoryBank, SearchIndex, build_faiss, gpu_count, make_index, read_faiss
-from cfa_index.bank.card import card_of
+from cfa_index.bank import (
+    IndexState,
+    MemoryBank,
+    SearchIndex,
+    Truth,
+    build_faiss,
+    gpu_count,
+    make_index,
+    read_faiss,
+    tune,
+)
+from cfa_index.bank.builder import BuiltIndex
+from cfa_index.bank.card import CardFlat, card_of
+from cfa_index.bank.index import tunable
 from cfa_index.errors import BankError, DeviceError
 from cfa_index.specs import INDEX_NAMES, CardSpec, IndexSpec, Storage
 
@@ -124,6 +136,15 @@ def test_a_query_that_is_not_finite_has_no_finite_distance(
         assert 0 <= int(held(found.ids).min()) <= int(held(found.ids).max()) < COUNT
 
 
+def test_a_row_that_does_not_exist_is_never_gathered(card: FakeCard) -> None:
+    """Whatever FAISS gave: on a card that would end everything."""
+    flat = CardFlat(torch.from_numpy(XB).to(CARD), card_of(CARD, CardSpec()))
+    ids = torch.tensor([[-1, 0, COUNT - 1, COUNT, 1 << 40]]).to(CARD)
+    with card.refusing():
+        rows = flat.completed(torch.zeros(1, D).to(CARD), ids)
+    assert held(rows).tolist() == [[0, 0, COUNT - 1, COUNT - 1, COUNT - 1]]
+
+
 def test_queries_are_cut_to_the_scratch_memory(card: FakeCard) -> None:
     """Two tiles of 20,000 distances a query: 16 MiB, less the one for rounding, hold 98 queries."""
     xb = clustered(20_000, D, seed=1)
@@ -145,6 +166,38 @@ def test_one_object_of_resources_a_card_and_process(card: FakeCard) -> None:
     other = card_of(torch.device("meta:1"), CardSpec())
     assert other is not cards[0]
     assert len(card.faiss.made) == 2
+
+
+def test_a_card_without_a_number_is_the_first(card: FakeCard) -> None:
+    """Under two names it would have two objects of resources, and an index on it would be tuned on the CPU."""
+    flat = MemoryBank(XB, torch.device("meta"))
+    assert flat.device == CARD
+    spec = IndexSpec(factory="ivf", min_recall=0.9)
+    index = make_index(XB, spec, XQ, k=K, patches_per_image=64, seed=0, flat=flat).index
+    assert index is not None
+    assert index.device == CARD
+    assert card.faiss.calls["search"]
+    assert len(card.faiss.made) == 1
+
+
+@pytest.mark.usefixtures("card")
+def test_no_more_cells_are_tried_than_a_card_can_probe() -> None:
+    """What finds too little at 2,048 is not an error, as 3,000 would be."""
+    xb = clustered(2600, 4)
+    state = IndexState(
+        factory="IVF2100,Flat", parameters={}, k=1, queries=0, resident_bytes=0, latency_ms=0.0
+    )
+    flat = MemoryBank(xb, CARD)
+    index = SearchIndex(build_faiss(xb, "IVF2100,Flat", seed=0), state).to(flat.tensor, flat.card)
+    truth = Truth(xb, clustered(40, 4, seed=3), k=1, patches_per_image=4, flat=flat)
+    truth.nearest[:] = -1  # nothing is as near
+    assert not tune(index, truth, 0.9)
+    assert index.state.parameters == {"nprobe": 1}
+    assert tunable(index.faiss_index, on_card=True) == {"nprobe": 2048}
+    index.tuned({"nprobe": 2100}, 0)
+    on_card = MemoryBank(xb, CARD, SearchIndex(BuiltIndex(index.faiss_index), state))
+    assert on_card.index is not None
+    assert on_card.index.device == CPU  # tuned on a CPU: a card looks at every memory
 
 
 def test_two_threads_take_turns(card: FakeCard) -> None:

@@ -24,6 +24,21 @@ def test_exact_distances_agree_with_plain_arithmetic(seed: int, n: int, k: int) 
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [1, 5, 50])
+def test_faiss_has_no_row_for_a_query_that_is_not_finite(n: int, bad: float) -> None:
+    """Up to 1.14.2 the one row stayed what the memory held before: a garbage index to read, or the process's end."""
+    queries = np.zeros((n, 8), np.float32)
+    queries[n // 2, 2] = bad
+    index = faiss.IndexFlatL2(8)
+    index.add(clustered(40, 8))
+    for k in (1, 3):
+        ids = np.full((n, k), 12_345, np.int64)
+        index.search(queries, k, D=np.zeros((n, k), np.float32), I=ids)
+        assert ids.max() < 40
+        assert (ids[n // 2] == -1).all()
+
+
 def test_kmeans_finds_separated_clusters_and_repeats() -> None:
     rng = np.random.default_rng(0)
     centres = 20 * np.eye(6, dtype=np.float32)

@@ -271,6 +271,15 @@ def test_what_faiss_would_refuse_stays(factory: str) -> None:
     assert not moves_to_card(faiss.index_factory(96, factory))
 
 
+def test_an_index_that_probes_more_cells_than_a_card_can_stays() -> None:
+    """FAISS looks at this in the copy, though there are four of them."""
+    index = faiss.index_factory(96, "IVF4,Flat")
+    index.nprobe = 2048
+    assert moves_to_card(index)
+    index.nprobe = 2049
+    assert not moves_to_card(index)
+
+
 def test_residuals_that_a_card_would_take_otherwise_stay() -> None:
     flat, codes = faiss.index_factory(96, "IVF4,Flat"), faiss.index_factory(96, "IVF4,PQ4")
     flat.by_residual, codes.by_residual = True, False

@@ -19,6 +19,7 @@ from cfa_index.bank import (
     build_faiss,
     card as bank_card,
     choice,
+    cuvs,
     faiss_gpu,
     flat,
     make_index,
@@ -158,6 +159,49 @@ def test_a_card_that_runs_out_all_the_same_is_one_line(
     bank = MemoryBank(XB, CARD)
     with pytest.raises(CardMemoryError, match=r"enough memory for the index on meta:0.*--index flat"):
         bank.with_index(index)
+
+
+@pytest.mark.usefixtures("card")
+def test_halves_that_an_index_replaces_do_not_stay_on_the_card() -> None:
+    bank = MemoryBank(XB, CARD, card=CardSpec(storage="fp16"))
+    assert bank._half is not None
+    assert bank.with_index(index_of("IVF4,Flat"))._half is None
+    assert bank.with_index(index_of("HNSW4,Flat"))._half is bank._half  # a card has no such index
+
+
+def test_scratch_memory_that_cannot_grow_is_what_it_was(
+    card: FakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAISS gives the old one back first, and would search with none."""
+    MemoryBank(XB, CARD, card=CardSpec(temporary_bytes=32 << 20))
+    asked: list[int] = []
+
+    def full(temporary_bytes: int) -> None:
+        asked.append(temporary_bytes)
+        if temporary_bytes > 32 << 20:
+            raise RuntimeError(TEXT)
+
+    monkeypatch.setattr(card.faiss.made[0], "setTempMemory", full)
+    with pytest.raises(CardMemoryError, match="enough memory for the bank"):
+        MemoryBank(XB, CARD, card=CardSpec(temporary_bytes=64 << 20))
+    assert asked == [64 << 20, 32 << 20]
+    assert card_of(CARD, CardSpec(temporary_bytes=32 << 20)).temporary_bytes == 32 << 20
+
+
+@pytest.mark.parametrize(("factory", "step"), [("CAGRA32", "build_lists"), ("IVF4,Flat", "search")])
+@pytest.mark.usefixtures("card")
+def test_a_card_that_runs_out_while_an_index_is_made_or_tuned_is_one_line(
+    factory: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError(TEXT)
+
+    monkeypatch.setattr(cuvs if step == "build_lists" else faiss_gpu, step, full)
+    flat = MemoryBank(XB, CARD)
+    with pytest.raises(CardMemoryError, match=f"enough memory for the index {factory} on meta:0"):
+        make_index(
+            XB, IndexSpec(factory=factory), XB[:100], k=1, patches_per_image=32, seed=0, flat=flat
+        )  # fmt: skip
 
 
 def test_an_index_that_a_card_has_no_room_for_falls_out_of_the_choice(
