@@ -140,8 +140,9 @@ def test_a_row_that_does_not_exist_is_never_gathered(card: FakeCard) -> None:
     """Whatever FAISS gave: on a card that would end everything."""
     flat = CardFlat(torch.from_numpy(XB).to(CARD), card_of(CARD, CardSpec()))
     ids = torch.tensor([[-1, 0, COUNT - 1, COUNT, 1 << 40]]).to(CARD)
+    queries = torch.zeros(1, D).to(CARD)
     with card.refusing():
-        rows = flat.completed(torch.zeros(1, D).to(CARD), ids)
+        rows = flat.completed(queries, ids)
     assert held(rows).tolist() == [[0, 0, COUNT - 1, COUNT - 1, COUNT - 1]]
 
 
