@@ -10,12 +10,15 @@ from typing import Any
 import made_up
 import numpy as np
 import pytest
+import torch
 from made_up import Workplace, cfa
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
 
 import cfa_index
 from cfa_index import (
+    Backbone,
     Cloud,
     ModelBundle,
     TestRow,
@@ -27,7 +30,8 @@ from cfa_index import (
     prepare_figures,
     verdict_panel,
 )
-from cfa_index.errors import OutputError
+from cfa_index.errors import BankError, OutputError
+from cfa_index.workflows.feature_sample import draw_features
 from cfa_index.workflows.figures import worst_and_best
 
 GREEN, BLUE = (0, 230, 118), (41, 121, 255)
@@ -133,6 +137,25 @@ def test_figures_of_one_class_only(place: Workplace, tmp_path: Path, left: str) 
         kinds = [file.name.partition("_")[0] for file in drawn]
         assert "hit" not in kinds or left != "good"
         assert all(file.is_file() for file in drawn)
+
+
+def test_a_feature_that_is_no_number_is_not_drawn(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = ModelBundle.load(place.models / "weave")
+    images = open_category(place.data, "weave").test()
+    real = Backbone.pyramid
+
+    def spoiled(self: Backbone, pixels: Tensor) -> list[Tensor]:
+        levels = real(self, pixels)
+        levels[0][0, 1, 2, 3] = torch.nan
+        return levels
+
+    monkeypatch.setattr(Backbone, "pyramid", spoiled)
+    rows = [row(image.defect, 1.0) for image in images]
+    with pytest.raises(BankError, match="finite queries"):
+        draw_features(bundle, images, rows, tmp_path / "features.png", threads=1, credit="")
+    assert not (tmp_path / "features.png").exists()
 
 
 def test_difficult_names_stay_in_the_folder(place: Workplace, tmp_path: Path) -> None:

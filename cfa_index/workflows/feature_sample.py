@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cfa_index.bundle import ModelBundle
 from cfa_index.images import Frame, TestImage, frames_of, load_batches, valid_mask
 from cfa_index.report import Cloud, feature_view
-from cfa_index.scorer import Scorer
+from cfa_index.scorer import Scorer, require_finite
 from cfa_index.workflows.evaluation import TestRow
 from cfa_index.workflows.labelled import mask_of
 
@@ -38,6 +38,7 @@ def draw_features(
 
     Raises:
         ImageError: an image cannot be read any more.
+        BankError: a feature of one is NaN or infinite.
         OutputError: the file cannot be written.
     """
     readable = [image for image, row in zip(images, rows, strict=True) if not row.error]
@@ -71,6 +72,8 @@ def draw_features(
         grids = [
             scorer.score_pyramid(levels, frames).patch_scores.flatten(1).cpu().numpy() for scorer in scorers
         ]
+        for grid in grids:
+            require_finite(grid)
         inside = valid_mask(frames, spec.features.grid).flatten(1).numpy()
         for slot, frame in enumerate(frames):
             image = shown[batch.positions[at[slot]]]

@@ -58,7 +58,7 @@ def test_recall_counts_a_tie_as_found() -> None:
 
 @pytest.mark.parametrize("recall", [0.8, 0.99, 1.0])
 def test_more_recall_is_looked_for_longer(recall: float) -> None:
-    state = choose(IndexSpec(factory="IVF64,PQ4", min_recall=recall)).state
+    state = choose(IndexSpec(factory="IVF64,PQ4x4", min_recall=recall)).state
     assert state.recall_at_1 >= recall - 0.03
     assert state.queries == 300
 

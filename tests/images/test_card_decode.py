@@ -19,6 +19,7 @@ from PIL import Image
 from test_score_on_card import on, scored
 
 import cfa_index.images.card_decode as card_decode
+from benchmarks.card_pixels import colourful, colours_repeated, encoded, on_host as square_on_host
 from cfa_index.errors import CardMemoryError, DeviceError, ImageError, OutputError, SpecError
 from cfa_index.images import CardDecoder, Jpeg, Views, read_entry, read_for_card
 from cfa_index.places import Entry, LocalPlace
@@ -296,3 +297,11 @@ def test_a_jpeg_is_read_whole_from_memory_too(tmp_path: Path) -> None:
     assert jpeg.content == content
     assert isinstance(jpeg.on_host(), Views)
     assert io.BytesIO(jpeg.content).read(2) == b"\xff\xd8"
+
+
+def test_the_benchmark_repeats_colours_and_changes_nothing_else() -> None:
+    """Of what docs/precision.md says: grey stays as it is, edges between colours do not."""
+    colour = colourful(0, 160)
+    grey = encoded(colour.convert("L").convert("RGB"))
+    assert off(colours_repeated(grey, FEATURES), square_on_host(grey, FEATURES)) <= LEVELS_OFF
+    assert off(colours_repeated(encoded(colour), FEATURES), square_on_host(encoded(colour), FEATURES)) > 3
