@@ -45,7 +45,7 @@ ON_A_CARD = [
     "ivf-sq8",
     "IVF16,SQfp16",
     "PCA16,IVF16,PQ8np",
-    "OPQ4_16,IVF8,Flat",
+    "PCAR16,IVF8,Flat",
 ]
 ON_THE_HOST = ["ivf-pq", "hnsw", "LSH", "PCA8,IVF16,PQ4x4"]
 
