@@ -22,13 +22,14 @@ class SlowStore:
     """A store whose second read waits until it is allowed to end."""
 
     def __init__(self) -> None:
-        self.allowed = threading.Event()
+        self.begun, self.allowed = threading.Event(), threading.Event()
         self.reads: list[Sequence[int]] = []
 
     def read(self, rows: Sequence[int], empty: Callable[..., Tensor]) -> list[Tensor]:
         del empty
         self.reads.append(rows)
         if len(self.reads) == 2:
+            self.begun.set()
             self.allowed.wait()
         return [torch.zeros(len(rows), 3, 2, 2)]
 
@@ -39,6 +40,7 @@ def test_what_an_error_left_is_closed_without_a_wait(monkeypatch: pytest.MonkeyP
     store = SlowStore()
     batches = train_batches(cast(PatchStore, store), [[0], [1], [2]], Uploads(CPU))
     assert next(iter(batches)).rows == [0]
+    assert store.begun.wait(10)  # else it would be cancelled before it begins
     closing = threading.Thread(target=batches.close, daemon=True)  # type: ignore[attr-defined]
     closing.start()
     closing.join(10)
