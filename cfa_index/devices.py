@@ -20,7 +20,7 @@ from cfa_index.specs import Precision
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
-_SEVERAL = r"cuda:(\d+(?:,\d+)+)"
+_SEVERAL = r"cuda:([0-9]+(?:,[0-9]+)+)"
 _CPU_FACTS = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Names of the instructions that multiply bfloat16: two of x86's, and Arm's."""
@@ -68,7 +68,7 @@ def resolve_device(name: str) -> torch.device:
             got=repr(name),
             remedy="name one card; train, evaluate, query and score take several",
         )
-    if not (match := re.fullmatch(r"cuda(?::(\d+))?", name)):
+    if not (match := re.fullmatch(r"cuda(?::([0-9]+))?", name)):
         raise SpecError(
             expected="a device among auto, cpu, cuda, cuda:N", got=repr(name), remedy="choose one"
         )

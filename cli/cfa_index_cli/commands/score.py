@@ -110,8 +110,8 @@ def score_command(
         o.DecodeName,
         typer.Option(
             "--decode",
-            help="card decodes JPEGs there, with nvJPEG: for files that keep the cores busy. Scores move a little, "
-            "colour edges most; not with tiles or Ray. Has not run on hardware.",
+            help="card decodes JPEGs there, with nvJPEG: for files that keep the cores busy. Scores move, at "
+            "colour edges by some percent (docs/precision.md); not with tiles or Ray. Has not run on hardware.",
             rich_help_panel=READING,
         ),
     ] = o.DecodeName.HOST,
