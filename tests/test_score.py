@@ -20,7 +20,7 @@ from made_up import Workplace, cfa
 from numpy.typing import NDArray
 
 from cfa_index import Event, ModelBundle, Scorer, StageAdvanced, StageTotal, score_folder
-from cfa_index.errors import DatasetError
+from cfa_index.errors import DatasetError, OutputError
 from cfa_index.places import LocalPlace
 
 ODD_NAMES = (
@@ -460,3 +460,20 @@ def test_progress_counts_every_image_once(trained: Workplace, tmp_path: Path) ->
         assert sum(event.fields["images"] for event in seen) == new
         assert seen[-1].fields["errors"] == 1
         assert StageTotal(stage="score", total=5) in events
+
+
+def test_what_an_ended_worker_was_writing_is_cleared_away(
+    scorable: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error ends the workers at once, also one that draws."""
+    out = tmp_path / "out"
+
+    def fail(*_: object) -> None:
+        (out / "heatmaps").mkdir(exist_ok=True)
+        (out / "heatmaps" / ".00000004_000.png.a464e85f.tmp").write_bytes(b"half")
+        raise OutputError(expected="room", got="none", remedy="make some")
+
+    monkeypatch.setattr("cfa_index.workflows.score.Pipeline.score", fail)
+    with pytest.raises(OutputError):
+        score_folder(ModelBundle.load(scorable.models / "weave"), scorable.data / "weave" / "test", out)
+    assert not made_up.leftovers(out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 from cfa_index.bank import shared_threads
 from cfa_index.bundle import ModelBundle
 from cfa_index.engines import Workers
+from cfa_index.errors import OutputError
 from cfa_index.events import Listener, Notice, StageTotal, ignore, stage
 from cfa_index.images import MAX_PIXELS, read_entry, read_for_card
+from cfa_index.places import Place
 from cfa_index.workflows.score_heatmaps import Heatmaps
 from cfa_index.workflows.score_listing import Listing
 from cfa_index.workflows.score_pipeline import Pipeline, Waits
@@ -135,6 +137,7 @@ def score_folder(
         listing = run.listing()
         list_again(listing, rescan, stop, listener)
         with (
+            _swept_on_error(run.target),
             _listing_ahead(listing),
             Workers(
                 workers, time_limit_s=time_limit_s, functions=(read_entry, read_for_card, Heatmaps.draw)
@@ -176,6 +179,17 @@ def score_folder(
         wait_read=waits.read / seconds,
         wait_write=waits.write / seconds,
     )
+
+
+@contextmanager
+def _swept_on_error(target: Place) -> Iterator[None]:
+    """Clear away after an error what the processes that it ended were writing."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OutputError):
+            target.sweep()
+        raise
 
 
 class _Progress:
