@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
-from cfa_index.bank import Bank, Neighbors, not_finite, shared_threads
+from cfa_index.bank import Bank, Neighbors, shared_threads
 from cfa_index.card_memory import card_memory
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.errors import BankError
@@ -183,9 +181,3 @@ class Scorer:
         return Neighbors(
             sq_distances=found.sq_distances.masked_fill(odd_patches[:, None], torch.nan), ids=found.ids
         )
-
-
-def require_finite(scores: NDArray[np.float32]) -> None:
-    """Raise BankError where scores that have come to the host are no numbers: none is to be taken for good."""
-    if not np.isfinite(scores).all():
-        raise not_finite()

@@ -13,7 +13,7 @@ from cfa_index.bank.index import SearchIndex, changed_faiss, faiss_version, read
 from cfa_index.bank.kmeans import kmeans
 from cfa_index.bank.memory import MemoryBank, PatchSources
 from cfa_index.bank.nearest import NearestRow
-from cfa_index.bank.neighbors import Neighbors, not_finite
+from cfa_index.bank.neighbors import Neighbors, not_finite, require_finite
 from cfa_index.bank.recipes import Recipe, recipes_of
 from cfa_index.bank.state import IndexState, IndexTrial
 from cfa_index.bank.threads import faiss_threads, set_threads, shared_threads, shares_torch_threads
@@ -49,6 +49,7 @@ __all__ = [
     "read_faiss",
     "recall_at",
     "recipes_of",
+    "require_finite",
     "set_threads",
     "shared_threads",
     "shares_torch_threads",

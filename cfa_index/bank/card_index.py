@@ -26,6 +26,7 @@ from cfa_index.bank.card import (
     require_selectable,
 )
 from cfa_index.bank.card_graph import CardGraph
+from cfa_index.bank.recipes import CARD_CODES
 from cfa_index.card_memory import make_room
 from cfa_index.footprint import ivf_footprint, ivf_pq_footprint, memories_footprint, search_buffers
 from cfa_index.specs import Storage
@@ -43,8 +44,6 @@ _SCALARS = {
     faiss.ScalarQuantizer.QT_fp16,
 }
 """Scalar quantisers that FAISS has on a card (GpuScalarQuantizer.cuh)."""
-_PARTS = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48}
-"""Into how many a vector may be cut there (IVFPQ.cu); more need tables of half floats (GpuIndexIVFPQ.cu)."""
 
 
 class CardInverted:
@@ -174,7 +173,7 @@ def moves_to_card(index: Any) -> bool:
         return False
     if type(index) is faiss.IndexIVFPQ:
         plain = index.by_residual and not index.polysemous_ht
-        return bool(plain and index.pq.nbits == 8 and index.pq.M in _PARTS)
+        return bool(plain and index.pq.nbits == 8 and index.pq.M in CARD_CODES)
     if type(index) is faiss.IndexIVFScalarQuantizer:
         return index.sq.qtype in _SCALARS
     return not index.by_residual

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import cycle
 
 import faiss
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.bank.card import CardFlat, card_of
-from cfa_index.bank.neighbors import not_finite
+from cfa_index.bank.neighbors import require_finite
 from cfa_index.card_memory import has_room
 from cfa_index.footprint import points_footprint
 from cfa_index.specs import CardSpec
@@ -68,8 +67,7 @@ class CardStep:
             sums += F.embedding_bag(order, points, first, mode="sum")
             sizes += torch.searchsorted(cells, self._cells, right=True) - first
         *counts, total = torch.cat([sizes.double(), error]).cpu().tolist()
-        if not math.isfinite(total):
-            raise not_finite()
+        require_finite(total)
         centres = sums.div_(sizes.clamp_min(1)[:, None])
         if 0 in counts:
             halved, even, odd = self._uploads([torch.from_numpy(part) for part in split_empty(counts)])

@@ -137,7 +137,7 @@ class MemoryBank:
         depends on the batch.
 
         On a card nothing here waits for it. So a query that is not finite is no error there: its distances are
-        NaN or infinite, and whoever reads on the host what became of them raises `not_finite`.
+        NaN or infinite, and whoever reads on the host what became of them calls `require_finite`.
 
         Args:
             queries: on the bank's device.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cfa_index.errors import BankError
@@ -29,3 +31,9 @@ def not_finite() -> BankError:
         got="a NaN or infinite patch feature",
         remedy="check the image, the weights and the precision",
     )
+
+
+def require_finite(figures: ArrayLike) -> None:
+    """Raise `not_finite` where figures that have come to the host are no numbers: none is to be taken for good."""
+    if not np.isfinite(figures).all():
+        raise not_finite()

@@ -16,7 +16,7 @@ _PREFIXES = (16, 32, 64, 128, 256)
 _WIDEST_CODE = 256
 """Directions that product quantisers see; beyond, patches differ little and each costs a quarter byte. Fewer
 memories than this cannot tell the directions: they stay as they are."""
-_CARD_CODES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
+CARD_CODES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48)
 """Bytes of a code that FAISS takes on a card whose tables are float32 (IVFPQ.cu); it has no fast scan there."""
 _WIDEST_GRAPH = 256
 """A walk through a graph computes distances one by one: in 1,792 dimensions slower than Flat."""
@@ -75,7 +75,7 @@ def _product_quantiser(cells: str, count: int, d: int, *, on_card: bool) -> str:
     their bits, which nobody makes and a card has not; it takes 15 s for the smallest bank.
     """
     if on_card:
-        most = max((bytes_ for bytes_ in _CARD_CODES if 4 * bytes_ <= d), default=0)
+        most = max((bytes_ for bytes_ in CARD_CODES if 4 * bytes_ <= d), default=0)
         return f"PCAR{4 * most},{cells},PQ{most}np" if most and count > _WIDEST_CODE else f"{cells},Flat"
     pairs = min(d, _WIDEST_CODE) // 2
     return f"PCAR{2 * pairs},{cells},PQ{pairs}x4fs" if pairs and count > _WIDEST_CODE else f"{cells},Flat"

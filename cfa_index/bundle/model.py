@@ -21,7 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfa_index.backbones import Backbone, backbone_from_state, forward_bytes, load_backbone
-from cfa_index.bank import LISTS_FILE, SearchIndex, bank_on, build_faiss, read_faiss, shared_threads
+from cfa_index.bank import (
+    LISTS_FILE,
+    SearchIndex,
+    bank_on,
+    build_faiss,
+    read_faiss,
+    require_finite,
+    shared_threads,
+)
 from cfa_index.bundle.generations import Content, changed_files, current_generation
 from cfa_index.bundle.manifest import Manifest, damaged, read_manifest
 from cfa_index.bundle.sources import EXEMPLARS_FILE, SOURCES_FILE, Sources, read_exemplars, read_sources
@@ -32,7 +40,7 @@ from cfa_index.devices import check_inference, resolve_devices
 from cfa_index.errors import BundleError, SpecError
 from cfa_index.footprint import Footprint, scoring_footprint
 from cfa_index.images import ImageBatch, Source, load_batches
-from cfa_index.scorer import Scorer, require_finite
+from cfa_index.scorer import Scorer
 from cfa_index.specs import CardSpec, Precision
 from cfa_index.transfers import Pending
 

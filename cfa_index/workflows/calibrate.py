@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from cfa_index.backbones import Backbone
+from cfa_index.bank import require_finite
 from cfa_index.baseline import RunningBaseline
 from cfa_index.bundle import HeldOut, Manifest
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.images import Frame, image_scores_of
 from cfa_index.metrics import Threshold, conformal_threshold
-from cfa_index.scorer import Scorer, require_finite
+from cfa_index.scorer import Scorer
 from cfa_index.store import PatchStore
 from cfa_index.transfers import Pending
 from cfa_index.workflows.extract import READ_IMAGES, inspected_mask, iterate_pyramids, stored_frames

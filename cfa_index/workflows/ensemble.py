@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfa_index.bank import require_finite
 from cfa_index.bundle import ModelBundle
 from cfa_index.errors import ImageError, SpecError
 from cfa_index.images import ImageBatch, ImageMap, MapJoiner, load_batches, view_count
 from cfa_index.resample import fuse_maps, to_source
-from cfa_index.scorer import Scorer, require_finite
+from cfa_index.scorer import Scorer
 from cfa_index.transfers import Pending
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfa_index.bank import require_finite
 from cfa_index.bundle import ModelBundle
 from cfa_index.images import Frame, TestImage, frames_of, load_batches, valid_mask
 from cfa_index.report import Cloud, feature_view
-from cfa_index.scorer import Scorer, require_finite
+from cfa_index.scorer import Scorer
 from cfa_index.workflows.evaluation import TestRow
 from cfa_index.workflows.labelled import mask_of
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfa_index.backbones import Backbone
+from cfa_index.bank import require_finite
 from cfa_index.defects import DEFECT_KINDS, draw_defect
 from cfa_index.errors import DatasetError, SpecError
 from cfa_index.events import Listener, ignore, stage
 from cfa_index.files import printable, sha256_of_file
 from cfa_index.images import Frame, decode, valid_mask, view_at
-from cfa_index.scorer import Scorer, require_finite
+from cfa_index.scorer import Scorer
 from cfa_index.store import PatchStore
 from cfa_index.transfers import Downloads, Pending, Uploads
 from cfa_index.workflows.extract import stored_frames

@@ -8,7 +8,6 @@ rounding and not bit by bit: the gradient of the bilinear upsampling is summed i
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfa_index.bank import Bank, not_finite
+from cfa_index.bank import Bank, require_finite
 from cfa_index.card_memory import card_memory, make_room
 from cfa_index.descriptor import PatchDescriptor
 from cfa_index.footprint import SMALLER_BATCH, training_footprint
@@ -157,7 +156,7 @@ def train_epoch(
     for views, pending in trainer.downloads.behind(queued()):
         figures = pending.result()[0].tolist()
         attraction, repulsion, distance, radius = figures
-        _check_finite(distance)
+        require_finite(distance)  # what a search on the CPU says at once
         totals += np.asarray(figures[:3]) * views
         images += views
         advance(
@@ -197,7 +196,7 @@ def median_radius(
     sq_distances = torch.cat(kth)
     median = torch.where(sq_distances.isfinite().all(), sq_distances.median(), torch.nan)
     radius = float(median.sqrt().cpu())
-    _check_finite(radius)
+    require_finite(radius)
     # Where every patch is a memory the median is zero, and r = 0 has no gradient.
     return max(radius, _LEAST_RADIUS)
 
@@ -206,12 +205,6 @@ def _patches(phi: PatchDescriptor, levels: Sequence[Tensor], inspected: Tensor |
     """The patches (n, D') that count, under phi."""
     patches: Tensor = phi(levels).flatten(0, 1)  # (B*h*w, D')
     return patches if inspected is None else patches.index_select(0, inspected)
-
-
-def _check_finite(distance: float) -> None:
-    """What a search on the CPU says at once shows in the distances of a card's."""
-    if not math.isfinite(distance):
-        raise not_finite()
 
 
 def snapshot(trainer: Trainer, log: Sequence[EpochLog]) -> Checkpoint:
